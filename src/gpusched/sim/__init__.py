@@ -1,0 +1,1 @@
+"""The event-leaping simulator of a serving fleet, and its step-by-step reference."""

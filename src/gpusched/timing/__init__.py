@@ -1,0 +1,1 @@
+"""How long things take: iterations, transfers, and what memory and energy they need."""
