@@ -1,0 +1,69 @@
+"""The compiler's settings for kernels, and where compiled code is kept between runs.
+
+Compiled code lives in the user's cache directory, under a digest of all kernel sources: the
+package directory may be read-only, and a change in one file must not leave another file's cached
+kernel in use.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba import njit
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_KERNEL_FOLDERS = ("sim", "policies")
+
+
+def user_cache_dir() -> Path:
+    """Return the folder for gpusched's caches, after the platform's convention."""
+    if "GPUSCHED_CACHE_DIR" in os.environ:
+        return Path(os.environ["GPUSCHED_CACHE_DIR"])
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "gpusched"
+
+
+@cache
+def _kernel_cache() -> str:
+    digest = hashlib.sha256()
+    for folder in _KERNEL_FOLDERS:
+        for source in sorted((_PACKAGE / folder).rglob("*.py")):
+            digest.update(source.read_bytes())
+    return str(user_cache_dir() / "kernels" / digest.hexdigest()[:16])
+
+
+def kernel(function: Function) -> Function:
+    """Compile a function that other kernels call."""
+    compiled: Function = njit(error_model="numpy", nogil=True)(function)
+    return compiled
+
+
+def entry_kernel(function: Function) -> Function:
+    """Compile a function that Python calls, and keep the compiled code for later runs."""
+    previous = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = _kernel_cache()
+    try:
+        compiled: Function = njit(error_model="numpy", nogil=True, cache=True)(function)
+    finally:
+        numba.config.CACHE_DIR = previous
+    return compiled
+
+
+def is_cached(function: Any) -> bool:
+    """Whether the entry kernel's compiled code is already on disk or in memory."""
+    if function.signatures:
+        return True
+    folder = Path(function.stats.cache_path)
+    return folder.is_dir() and any(folder.glob(f"*{function.py_func.__name__}*.nbc"))

@@ -1,0 +1,111 @@
+"""What is simulated: pools of replicas, the settings of their engines, the link between pools."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpusched.errors import InputError
+from gpusched.timing.compiled import CompiledTiming
+
+Role = Literal["mixed", "prefill", "decode"]
+Batching = Literal["vllm", "prefill-first", "static"]
+Routing = Literal[
+    "round-robin",
+    "random",
+    "least-requests",
+    "least-tokens",
+    "power-of-two",
+    "prefix-affinity",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Replicas of one kind with one role.
+
+    A pipeline-parallel replica keeps ``pipeline_stages`` micro-batches in flight. Each is a *lane*
+    with its own batch and an equal share of the replica's KV cache and sequences; since every lane
+    keeps each stage busy for at most one part in ``pipeline_stages`` of the time, lanes never wait
+    for one another in the fluid limit, and ``timing`` gives the latency of a lane's iteration
+    through all stages.
+    """
+
+    name: str
+    timing: CompiledTiming
+    kv_blocks: int
+    """KV blocks of one replica."""
+    replicas: int = 1
+    role: Role = "mixed"
+    batching: Batching = "vllm"
+    """``vllm``: FCFS, chunked prefill under a token budget, preemption by recompute (vLLM v1).
+    ``prefill-first``: whole prompts before any decode (vLLM v0). ``static``: a batch runs to its
+    end, its KV cache reserved in full, before the next one starts."""
+    block_tokens: int = 16
+    """A power of two."""
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    prefix_caching: bool = True
+    """Takes effect where the trace has block ids."""
+    pipeline_stages: int = 1
+    gpus_per_replica: int = 1
+    startup_s: float = 0.0
+    """No replica of the pool starts an iteration before this time."""
+
+    def __post_init__(self) -> None:
+        for field in ("kv_blocks", "replicas", "max_num_seqs", "max_num_batched_tokens"):
+            if getattr(self, field) < 1:
+                raise InputError(
+                    f"pool {self.name}: {field} must be at least 1, got {getattr(self, field)}"
+                )
+        if self.block_tokens < 1 or self.block_tokens & (self.block_tokens - 1):
+            raise InputError(
+                f"pool {self.name}: block size must be a power of two, got {self.block_tokens}"
+            )
+        if self.batching == "vllm" and self.max_num_batched_tokens < self.max_num_seqs:
+            raise InputError(
+                f"pool {self.name}: max_num_batched_tokens ({self.max_num_batched_tokens}) must be "
+                f"at least max_num_seqs ({self.max_num_seqs}); raise the one or lower the other"
+            )
+        if self.pipeline_stages > min(self.max_num_seqs, self.kv_blocks):
+            raise InputError(
+                f"pool {self.name}: {self.pipeline_stages} pipeline stages need as many sequences"
+                " and KV blocks"
+            )
+
+    @property
+    def lanes(self) -> int:
+        """Independent batches in the pool."""
+        return self.replicas * self.pipeline_stages
+
+
+@dataclass(frozen=True, slots=True)
+class KvLink:
+    """Transfer of a prompt's KV cache from a prefill replica to a decode replica.
+
+    Each replica sends one transfer at a time and receives one at a time, in order of request.
+    """
+
+    latency_s: float = 0.0
+    token_s: float = 0.0
+    """Seconds per token of KV cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Pools that serve one trace: all ``mixed``, or ``prefill`` together with ``decode``."""
+
+    pools: tuple[Pool, ...]
+    link: KvLink = KvLink()
+    routing: Routing = "least-tokens"
+
+    def __post_init__(self) -> None:
+        roles = {pool.role for pool in self.pools}
+        if roles not in ({"mixed"}, {"prefill", "decode"}):
+            raise InputError(
+                "a fleet has either mixed pools only, or prefill and decode pools; got roles "
+                + (", ".join(sorted(roles)) or "none")
+            )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all replicas."""
+        return sum(pool.replicas * pool.gpus_per_replica for pool in self.pools)
