@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.sim.compile import kernel
+from gpusched.compilation import kernel
 
 LOWEST_S = 1e-6
 RATIO = 1.01

@@ -18,7 +18,7 @@ from numba import njit
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
 _KERNEL_FOLDERS = ("sim", "policies")
 
 
@@ -37,7 +37,7 @@ def user_cache_dir() -> Path:
 
 @cache
 def _kernel_cache() -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(Path(__file__).read_bytes())
     for folder in _KERNEL_FOLDERS:
         for source in sorted((_PACKAGE / folder).rglob("*.py")):
             digest.update(source.read_bytes())
@@ -46,7 +46,7 @@ def _kernel_cache() -> str:
 
 def kernel(function: Function) -> Function:
     """Compile a function that other kernels call."""
-    compiled: Function = njit(error_model="numpy", nogil=True)(function)
+    compiled: Function = njit(error_model="numpy", nogil=True, _nrt=False, forceinline=True)(function)
     return compiled
 
 
@@ -55,7 +55,7 @@ def entry_kernel(function: Function) -> Function:
     previous = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = _kernel_cache()
     try:
-        compiled: Function = njit(error_model="numpy", nogil=True, cache=True)(function)
+        compiled: Function = njit(error_model="numpy", nogil=True, _nrt=False, cache=True)(function)
     finally:
         numba.config.CACHE_DIR = previous
     return compiled

@@ -1,0 +1,321 @@
+"""The event loop: arrivals, ends of leaps, hand-overs from prefill to decode, follow-up rounds.
+
+Events go in order of time. At equal times arrivals come before ends of leaps, the trace's own
+before those the simulation makes, and engines in order of their index.
+"""
+
+import math
+
+import numpy as np
+
+from gpusched.compilation import entry_kernel, kernel
+from gpusched.policies.routing import random_u64, route
+from gpusched.sim.blocks import available, blocks_for, release
+from gpusched.sim.engine import (
+    finish_leap,
+    give_token,
+    join_decoding,
+    leave,
+    next_finished,
+    schedule,
+)
+from gpusched.sim.heaps import pop_timed, push_timed, set_timer
+from gpusched.sim.lists import append_waiting, unlink_running
+from gpusched.sim.state import (
+    DECODE_TURN,
+    DONE,
+    NEXT_ROW,
+    NONE,
+    PENDING,
+    PREFILL,
+    PREFILL_ONLY,
+    REJECTED,
+    REMAINING,
+    TRANSFER,
+    TURN,
+    WAITING,
+)
+from gpusched.sim.timing_kernels import leap_s, steps_until
+
+
+@kernel
+def push_pending(s, time_s, r):
+    """Let something happen to a request at a later time: an arrival or a transfer's end."""
+    push_timed(s.pending_s, s.pending, s.counters[PENDING], time_s, r)
+    s.counters[PENDING] += 1
+
+
+@kernel
+def add_load(s, rules, e, r, sign):
+    """Count a request in or out of what routers see of an engine."""
+    s.load_requests[e] += sign
+    s.load_tokens[e] += sign * (s.requests[r].prompt + rules.expected_output_tokens)
+
+
+@kernel
+def favourite(s, r):
+    """Engine that last took a request with the longest known part of this prefix, or -1; the
+    prefix index then names the engine chosen by ``remember``."""
+    engine = -1
+    for j in range(s.prefix_offsets[r], s.prefix_offsets[r + 1]):
+        owner = s.owners[s.prefix_ids[j]]
+        if owner < 0:
+            break
+        engine = owner
+    return engine
+
+
+@kernel
+def remember(s, r, e):
+    """Enter a routed request's blocks in the prefix index."""
+    for j in range(s.prefix_offsets[r], s.prefix_offsets[r + 1]):
+        s.owners[s.prefix_ids[j]] = e
+
+
+@kernel
+def fits(s, rules, e, r):
+    """Whether the engine, and some decode engine after it, can ever hold the request."""
+    request = s.requests[r]
+    engine = s.engines[e]
+    total = request.prompt + request.output - 1
+    if engine.role != PREFILL_ONLY:
+        return blocks_for(engine, total) <= engine.kv_blocks
+    if blocks_for(engine, request.prompt) > engine.kv_blocks:
+        return False
+    if request.output == 1:
+        return True
+    for d in range(rules.entry_engines, len(s.engines)):
+        if blocks_for(s.engines[d], total) > s.engines[d].kv_blocks:
+            return False
+    return True
+
+
+@kernel
+def wake(s, e, now_s):
+    """Let an idle engine look at its queue."""
+    if s.timers_s[e] == math.inf:
+        engine = s.engines[e]
+        engine.end_s = max(now_s, s.ready_s[e])
+        engine.steps = 0
+        set_timer(s.timers_s, s.winners, e, engine.end_s)
+
+
+@kernel
+def enqueue(s, e, r, now_s):
+    """Queue a request; a leap it could join ends with the step under way."""
+    engine = s.engines[e]
+    request = s.requests[r]
+    request.engine = e
+    request.state = WAITING
+    append_waiting(s, e, r)
+    if engine.open and engine.steps > 1:
+        wait_s = now_s - engine.start_s
+        engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)
+        engine.end_s = engine.start_s + leap_s(engine.first_s, engine.slope_s, engine.steps)
+        engine.open = False
+        set_timer(s.timers_s, s.winners, e, engine.end_s)
+    else:
+        wake(s, e, now_s)
+
+
+@kernel
+def arrive(s, rules, r, now_s):
+    """Route a new request and queue it, or reject it if it can never fit."""
+    request = s.requests[r]
+    request.arrival_s = now_s
+    low, high = 0, rules.entry_engines
+    e = low
+    if high > 1:
+        e = route(
+            rules.routing,
+            s.counters[TURN],
+            random_u64(rules.seed, 2 * r),
+            favourite(s, r),
+            s.ready_s,
+            now_s,
+            s.load_requests,
+            s.load_tokens,
+            low,
+            high,
+        )
+        s.counters[TURN] += 1
+        remember(s, r, e)
+    if fits(s, rules, e, r):
+        add_load(s, rules, e, r, 1)
+        enqueue(s, e, r, now_s)
+    else:
+        reject(s, rules, r, now_s)
+
+
+@kernel
+def reject(s, rules, r, now_s):
+    """Refuse a request, and with it the later rounds of its session."""
+    s.requests[r].state = REJECTED
+    s.counters[REMAINING] -= 1
+    while s.requests[r].follower != NONE:
+        r = np.int64(s.requests[r].follower)
+        s.requests[r].arrival_s = now_s
+        s.requests[r].state = REJECTED
+        s.counters[REMAINING] -= 1
+    release_user(s, rules, now_s)
+
+
+@kernel
+def next_row(s):
+    """Move on to the next row of the trace that arrives by itself and return it."""
+    row = s.counters[NEXT_ROW]
+    while row < len(s.requests) and s.requests[row].arrival_s != s.requests[row].arrival_s:
+        row += 1
+    s.counters[NEXT_ROW] = row
+    return row
+
+
+@kernel
+def release_user(s, rules, now_s):
+    """In a closed loop, let the user whose request ended send the next one."""
+    if rules.closed_loop:
+        row = next_row(s)
+        if row < len(s.requests):
+            s.counters[NEXT_ROW] = row + 1
+            push_pending(s, now_s + rules.closed_loop_think_s, row)
+
+
+@kernel
+def complete(s, rules, e, r, now_s):
+    """Account for an answered request and let what waits for the answer arrive."""
+    add_load(s, rules, e, r, -1)
+    s.counters[REMAINING] -= 1
+    follower = np.int64(s.requests[r].follower)
+    if follower != NONE:
+        push_pending(s, now_s + s.think_s[follower], follower)
+    else:
+        release_user(s, rules, now_s)
+
+
+@kernel
+def hand_over(s, rules, e, r, now_s):
+    """Send a computed prompt's KV cache to a decode engine; its blocks stay until it is there."""
+    request = s.requests[r]
+    source = s.engines[e]
+    unlink_running(s, e, r)
+    add_load(s, rules, e, r, -1)
+    d = route(
+        rules.routing,
+        s.counters[DECODE_TURN],
+        random_u64(rules.seed, 2 * r + 1),
+        -1,
+        s.ready_s,
+        now_s,
+        s.load_requests,
+        s.load_tokens,
+        rules.entry_engines,
+        len(s.engines),
+    )
+    s.counters[DECODE_TURN] += 1
+    add_load(s, rules, d, r, 1)
+    target = s.engines[d]
+    begin_s = max(now_s, source.send_free_s, target.receive_free_s)
+    end_s = begin_s + rules.link_latency_s + rules.link_token_s * request.prompt
+    source.send_free_s = end_s
+    target.receive_free_s = end_s
+    request.destination = d
+    request.state = TRANSFER
+    push_pending(s, end_s, r)
+
+
+@kernel
+def receive(s, r, now_s):
+    """End a transfer: free the source's blocks and queue the request for decoding."""
+    request = s.requests[r]
+    source = np.int64(request.engine)
+    release(s, source, r, request.prompt)
+    if s.engines[source].waiting_head != NONE:
+        wake(s, source, now_s)
+    request.computed = request.prompt
+    enqueue(s, np.int64(request.destination), r, now_s)
+
+
+@kernel
+def end_leap(s, rules, e):
+    """Take an engine over the end of its leap and into the next one."""
+    engine = s.engines[e]
+    now_s = engine.end_s
+    if engine.steps > 0:
+        finish_leap(s, e)
+        record_kv(s, e)
+        if engine.active > 0:
+            r = next_finished(s, e)
+            while r != NONE:
+                complete(s, rules, e, r, now_s)
+                r = next_finished(s, e)
+        if engine.chunk_tokens > 0:
+            r = engine.prefill_head
+            while r != NONE:
+                request = s.requests[r]
+                following = np.int64(request.next)
+                if request.state == PREFILL and request.computed == (
+                    request.prompt + request.produced
+                ):
+                    give_token(s, e, r)
+                    if request.produced == request.output:
+                        leave(s, e, r, request.prompt + request.output - 1)
+                        complete(s, rules, e, r, now_s)
+                    elif engine.role == PREFILL_ONLY:
+                        hand_over(s, rules, e, r, now_s)
+                    else:
+                        join_decoding(s, e, r)
+                r = following
+    schedule(s, e)
+    set_timer(s.timers_s, s.winners, e, engine.end_s if engine.steps > 0 else math.inf)
+
+
+@kernel
+def record_kv(s, e):
+    """Add the leap's KV use to the time series: linear between its ends."""
+    engine = s.engines[e]
+    bins = s.kv_series.shape[1]
+    while engine.end_s >= s.series_width_s[0] * bins:
+        for pool in range(s.kv_series.shape[0]):
+            for i in range(bins // 2):
+                s.kv_series[pool, i] = s.kv_series[pool, 2 * i] + s.kv_series[pool, 2 * i + 1]
+            for i in range(bins // 2, bins):
+                s.kv_series[pool, i] = 0.0
+        s.series_width_s[0] *= 2.0
+    width_s = s.series_width_s[0]
+    used = 0.5 * (engine.used_blocks + engine.kv_blocks - available(engine))
+    begin_s = engine.start_s
+    i = int(begin_s / width_s)
+    while begin_s < engine.end_s and i < bins:
+        until_s = min((i + 1) * width_s, engine.end_s)
+        s.kv_series[engine.pool, i] += used * max(until_s - begin_s, 0.0)
+        begin_s = until_s
+        i += 1
+
+
+@entry_kernel
+def run(s, rules, max_events):
+    """Process up to ``max_events`` events; return whether the simulation is at its end."""
+    for _ in range(max_events):
+        if s.counters[REMAINING] == 0:
+            return True
+        e = s.winners[1]
+        end_s = s.timers_s[e]
+        row = len(s.requests) if rules.closed_loop else next_row(s)
+        arrival_s = s.requests[row].arrival_s if row < len(s.requests) else math.inf
+        pending_s = s.pending_s[0] if s.counters[PENDING] > 0 else math.inf
+        if arrival_s <= pending_s and arrival_s <= end_s:
+            if arrival_s == math.inf:
+                return False
+            s.counters[NEXT_ROW] += 1
+            arrive(s, rules, row, arrival_s)
+        elif pending_s <= end_s:
+            r = np.int64(s.pending[0])
+            pop_timed(s.pending_s, s.pending, s.counters[PENDING])
+            s.counters[PENDING] -= 1
+            if s.requests[r].state == TRANSFER:
+                receive(s, r, pending_s)
+            else:
+                arrive(s, rules, r, pending_s)
+        else:
+            end_leap(s, rules, e)
+    return s.counters[REMAINING] == 0

@@ -1,0 +1,316 @@
+"""Simulate a trace on a fleet."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.compilation import is_cached
+from gpusched.errors import InputError
+from gpusched.policies import routing
+from gpusched.sim import kernel, state
+from gpusched.sim.fleet import Fleet, Pool
+from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
+from gpusched.sim.result import PoolUse, SimulationResult
+from gpusched.timing.compiled import CompiledTiming
+from gpusched.traces.trace import Trace
+
+SERIES_BINS = 1024
+EVENTS_PER_SLICE = 2_000_000
+
+BATCHING = {"vllm": state.VLLM, "prefill-first": state.PREFILL_FIRST, "static": state.STATIC}
+ROLES = {"mixed": state.MIXED, "prefill": state.PREFILL_ONLY, "decode": state.DECODE_ONLY}
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoop:
+    """A fixed number of users, each of whom sends the next request after an answer.
+
+    Arrival times of the trace are ignored; its order is kept. A session counts as one request: its
+    user goes on to the next one after the last round.
+    """
+
+    users: int
+    think_s: float = 0.0
+
+
+def simulate(
+    fleet: Fleet,
+    trace: Trace,
+    *,
+    closed_loop: ClosedLoop | None = None,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> SimulationResult:
+    """Return what happens to every request of ``trace`` on ``fleet``.
+
+    The answer is exact: the start and the end of every iteration are those of a step-by-step
+    simulation, to rounding. ``progress`` is called now and then with the share of requests done.
+
+    Raises:
+        InputError: the trace is empty or its block ids do not fit the engines' KV blocks.
+    """
+    s, rules, firsts = build(fleet, trace, closed_loop=closed_loop, seed=seed)
+    announce_compilation()
+    if progress is None:
+        kernel.run(s, rules, 0)
+    started = time.perf_counter()
+    while not kernel.run(s, rules, EVENTS_PER_SLICE):
+        remaining = int(s.counters[state.REMAINING])
+        if (
+            s.counters[state.PENDING] == 0
+            and s.counters[state.NEXT_ROW] >= len(trace)
+            and np.isinf(s.timers_s).all()
+        ):
+            raise RuntimeError(f"simulation stalled with {remaining} requests unanswered")
+        if progress is not None:
+            progress(1.0 - remaining / len(trace))
+    wall_s = time.perf_counter() - started
+    return collect(fleet, trace, s, firsts, wall_s)
+
+
+def announce_compilation() -> None:
+    """Tell the user why the first run on a machine takes longer."""
+    if not is_cached(kernel.run):
+        print(
+            "compiling the simulator (once on this machine, some 10 to 20 s) ...",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def engine_pools(fleet: Fleet) -> list[Pool]:
+    """Return the pool of each engine, those that take arrivals first."""
+    entry = [pool for pool in fleet.pools if pool.role != "decode"]
+    decode = [pool for pool in fleet.pools if pool.role == "decode"]
+    return [pool for pool in entry + decode for _ in range(pool.lanes)]
+
+
+def expected_output_tokens(trace: Trace) -> int:
+    """Output length a router expects of every request: the trace's mean."""
+    return max(round(float(trace.output_tokens.mean())), 1)
+
+
+def build(
+    fleet: Fleet, trace: Trace, *, closed_loop: ClosedLoop | None, seed: int
+) -> tuple[state.State, state.Rules, NDArray[np.int64]]:
+    """Lay out the arrays of a run, and the index of each pool's first engine."""
+    if not len(trace):
+        raise InputError(f"{trace.name}: the trace has no requests")
+    if closed_loop is not None and closed_loop.users < 1:
+        raise InputError(f"a closed loop needs at least one user, got {closed_loop.users}")
+    lanes = engine_pools(fleet)
+    ordered = list(dict.fromkeys(map(id, lanes)))
+    pools = {id(pool): pool for pool in fleet.pools}
+    firsts = np.cumsum([0] + [pools[key].lanes for key in ordered])[:-1]
+    first_of = dict(zip(ordered, firsts, strict=True))
+
+    n = len(trace)
+    requests = np.zeros(n, state.REQUEST)
+    requests["arrival_s"] = trace.arrival_s
+    requests["admitted_s"] = np.nan
+    requests["prompt"] = trace.prompt_tokens
+    requests["output"] = trace.output_tokens
+    requests["follower"] = state.NONE
+    if trace.think_s is not None and trace.session_id is not None and trace.round is not None:
+        followers = session_followers(trace.session_id, trace.round)
+        requests["follower"] = followers
+        requests["arrival_s"][followers[followers >= 0]] = np.nan
+    prefix = trace.prefix
+    use_prefix = prefix is not None and any(pool.prefix_caching for pool in fleet.pools)
+    n_blocks = prefix.n_blocks if prefix is not None and use_prefix else 0
+
+    engines = np.zeros(len(lanes), state.ENGINE)
+    timings: dict[int, int] = {}
+    compiled: list[CompiledTiming] = []
+    for engine, pool in zip(engines, lanes, strict=True):
+        if id(pool.timing) not in timings:
+            timings[id(pool.timing)] = len(compiled)
+            compiled.append(pool.timing)
+        engine["pool"] = fleet.pools.index(pool)
+        engine["timing"] = timings[id(pool.timing)]
+        engine["batching"] = BATCHING[pool.batching]
+        engine["role"] = ROLES[pool.role]
+        engine["kv_blocks"] = engine["free"] = pool.kv_blocks // pool.pipeline_stages
+        engine["block_shift"] = pool.block_tokens.bit_length() - 1
+        engine["max_seqs"] = max(pool.max_num_seqs // pool.pipeline_stages, 1)
+        engine["max_batched_tokens"] = pool.max_num_batched_tokens
+        if prefix is not None and use_prefix and pool.prefix_caching and pool.role != "decode":
+            if prefix.block_tokens % pool.block_tokens:
+                raise InputError(
+                    f"{trace.name}: prefix blocks of {prefix.block_tokens} tokens do not divide "
+                    f"into KV blocks of {pool.block_tokens} tokens (pool {pool.name})"
+                )
+            engine["prefix_tokens"] = prefix.block_tokens
+            engine["prefix_blocks"] = prefix.block_tokens // pool.block_tokens
+    for field in ("running_head", "running_tail", "waiting_head", "waiting_tail"):
+        engines[field] = state.NONE
+    engines["prefill_head"] = engines["lru_head"] = engines["lru_tail"] = state.NONE
+
+    seats = int(engines["max_seqs"].max())
+    windowed = any(timing.window > 0 for timing in compiled)
+    block_tokens = max(pool.block_tokens for pool in fleet.pools)
+    scalars, tokens_s, decode_s, logits_s = stack_timings(compiled, seats)
+    cache = np.zeros((len(lanes), max(n_blocks, 1)), state.CACHED_BLOCK)
+    cache["holders"] = -1
+    entry_engines = sum(pool.role != "decode" for pool in lanes)
+    makes_arrivals = (
+        closed_loop is not None or entry_engines < len(lanes) or bool((requests["follower"] >= 0).any())
+    )
+    leaves = 1 << (len(lanes) - 1).bit_length()
+    timers_s = np.full(leaves, np.inf)
+    winners = np.zeros(2 * leaves, np.int64)
+    winners[leaves:] = np.arange(leaves)
+    for node in range(leaves - 1, 0, -1):
+        winners[node] = winners[2 * node]
+    if leaves == 1:
+        winners[1] = 0
+    no_prefix = np.zeros(n + 1 if n_blocks == 0 else 0, np.int64)
+    s = state.State(
+        requests=requests,
+        engines=engines,
+        finishes=np.zeros((len(lanes), seats), np.int64),
+        crossings=np.zeros((len(lanes), seats if windowed else 1), np.int64),
+        phases=np.zeros((len(lanes), block_tokens), np.int64),
+        fresh=np.zeros((len(lanes), seats), np.int32),
+        cache=cache,
+        prefix_offsets=prefix.offsets.astype(np.int64, copy=False) if prefix and n_blocks else no_prefix,
+        prefix_ids=prefix.block_ids.astype(np.int32, copy=False)
+        if prefix and n_blocks
+        else np.zeros(1, np.int32),
+        scalars=scalars,
+        tokens_s=tokens_s,
+        decode_s=decode_s,
+        logits_s=logits_s,
+        gap_counts=np.zeros(BINS, np.int64),
+        gap_totals=np.zeros(1, GAP_TOTALS),
+        kv_series=np.zeros((len(fleet.pools), SERIES_BINS)),
+        series_width_s=np.full(1, 1e-3),
+        load_requests=np.zeros(len(lanes), np.int64),
+        load_tokens=np.zeros(len(lanes), np.int64),
+        ready_s=np.array([pool.startup_s for pool in lanes], np.float64),
+        owners=np.full(max(n_blocks, 1), -1, np.int32),
+        think_s=trace.think_s if trace.think_s is not None else np.zeros(0),
+        timers_s=timers_s,
+        winners=winners,
+        pending_s=np.zeros(n if makes_arrivals else 1),
+        pending=np.zeros(n if makes_arrivals else 1, np.int32),
+        counters=np.zeros(state.N_COUNTERS, np.int64),
+    )
+    s.counters[state.REMAINING] = n
+    rules = state.Rules(
+        routing=routing.POLICIES[fleet.routing],
+        seed=seed,
+        entry_engines=entry_engines,
+        expected_output_tokens=expected_output_tokens(trace),
+        closed_loop=int(closed_loop is not None),
+        closed_loop_think_s=float(closed_loop.think_s) if closed_loop else 0.0,
+        link_latency_s=float(fleet.link.latency_s),
+        link_token_s=float(fleet.link.token_s),
+    )
+    if closed_loop is not None:
+        roots = np.flatnonzero(~np.isnan(requests["arrival_s"]))[: closed_loop.users]
+        s.pending_s[: len(roots)] = 0.0
+        s.pending[: len(roots)] = roots
+        s.counters[state.PENDING] = len(roots)
+        s.counters[state.NEXT_ROW] = roots[-1] + 1
+    return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64)
+
+
+def session_followers(session_id: NDArray[np.int32], rounds: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the row of each row's next round, or -1."""
+    order = np.lexsort((np.arange(len(rounds)), rounds, session_id))
+    same = session_id[order[1:]] == session_id[order[:-1]]
+    followers = np.full(len(rounds), state.NONE, np.int32)
+    followers[order[:-1][same]] = order[1:][same]
+    return followers
+
+
+def stack_timings(
+    timings: list[CompiledTiming], seats: int
+) -> tuple[NDArray[np.void], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Lay the timing models' scalars and tables side by side, one row a model."""
+    scalars = np.zeros(len(timings), state.TIMING_SCALARS)
+    for row, timing in zip(scalars, timings, strict=True):
+        for field in state.TIMING_SCALARS.names or ():
+            if field != "max_tokens":
+                row[field] = getattr(timing, field)
+        row["max_tokens"] = len(timing.tokens_s) - 1
+        if min(len(timing.decode_s), len(timing.logits_s)) <= seats:
+            raise InputError(
+                f"the timing model covers {len(timing.decode_s) - 1} sequences, "
+                f"the engines may run {seats}; lower max_num_seqs"
+            )
+    tokens_s = np.zeros((len(timings), max(len(timing.tokens_s) for timing in timings)))
+    decode_s = np.zeros((len(timings), seats + 1))
+    logits_s = np.zeros((len(timings), seats + 1))
+    for i, timing in enumerate(timings):
+        tokens_s[i, : len(timing.tokens_s)] = timing.tokens_s
+        decode_s[i] = timing.decode_s[: seats + 1]
+        logits_s[i] = timing.logits_s[: seats + 1]
+    return scalars, tokens_s, decode_s, logits_s
+
+
+def collect(
+    fleet: Fleet, trace: Trace, s: state.State, firsts: NDArray[np.int64], wall_s: float
+) -> SimulationResult:
+    """Turn the arrays of a finished run into its result."""
+    requests = s.requests
+    rejected = requests["state"] == state.REJECTED
+    engines = s.engines
+    uses = []
+    for pool, first in zip(fleet.pools, firsts, strict=True):
+        own = engines[first : first + pool.lanes]
+        uses.append(
+            PoolUse(
+                name=pool.name,
+                role=pool.role,
+                replicas=pool.replicas,
+                gpus=pool.replicas * pool.gpus_per_replica,
+                iterations=int(own["iterations"].sum()),
+                busy_s=float(own["busy_s"].sum()) / pool.pipeline_stages,
+                prefill_busy_s=float(own["prefill_busy_s"].sum()) / pool.pipeline_stages,
+                prompt_tokens=int(own["prompt_tokens"].sum()),
+                output_tokens=int(own["output_tokens"].sum()),
+                kv_peak=float((own["peak_blocks"] / own["kv_blocks"]).max()),
+            )
+        )
+    finish_s = np.where(rejected, np.nan, requests["last_s"])
+    makespan_s = float(np.nanmax(np.maximum(finish_s, requests["arrival_s"]), initial=0.0))
+    width_s = float(s.series_width_s[0])
+    bins = max(min(int(np.ceil(makespan_s / width_s)), SERIES_BINS), 1)
+    edges = np.minimum(np.arange(bins + 1) * width_s, max(makespan_s, 1e-9))
+    capacity = np.array([pool.replicas * pool.kv_blocks for pool in fleet.pools], np.float64)
+    kv_use = s.kv_series[:, :bins] / (capacity[:, None] * np.maximum(np.diff(edges), 1e-12))
+    first_lane = np.concatenate([np.arange(pool.lanes) for pool in fleet.pools])
+    del first_lane
+    replica_of = np.zeros(len(engines), np.int32)
+    base = 0
+    for pool, first in zip(fleet.pools, firsts, strict=True):
+        lanes = np.arange(pool.lanes) // pool.pipeline_stages
+        replica_of[first : first + pool.lanes] = base + lanes
+        base += pool.replicas
+    return SimulationResult(
+        arrival_s=requests["arrival_s"].copy(),
+        admitted_s=requests["admitted_s"].copy(),
+        first_token_s=np.where(rejected, np.nan, requests["first_s"]),
+        finish_s=finish_s,
+        prompt_tokens=trace.prompt_tokens,
+        output_tokens=trace.output_tokens,
+        cached_tokens=requests["cached"].copy(),
+        preemptions=requests["preemptions"].copy(),
+        replica=replica_of[requests["engine"]],
+        rejected=rejected,
+        class_id=trace.class_id,
+        gaps=GapHistogram(
+            s.gap_counts, float(s.gap_totals["total_s"][0]), float(s.gap_totals["max_s"][0])
+        ),
+        pools=tuple(uses),
+        series_s=edges,
+        kv_use=kv_use,
+        makespan_s=makespan_s,
+        wall_s=wall_s,
+    )

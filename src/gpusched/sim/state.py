@@ -1,0 +1,187 @@
+"""Records the kernels work on: one a request, one an engine, one a cached prefix block.
+
+An *engine* is one lane of one replica: a batch of its own with KV blocks of its own.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+ABSENT, WAITING, PREFILL, DECODE, TRANSFER, DONE, REJECTED = range(7)
+"""States of a request. ``ABSENT``: not arrived."""
+
+VLLM, PREFILL_FIRST, STATIC = range(3)
+"""Batching disciplines."""
+
+MIXED, PREFILL_ONLY, DECODE_ONLY = range(3)
+"""Roles."""
+
+NONE = -1
+"""End of a linked list."""
+
+REQUEST = np.dtype(
+    [
+        ("arrival_s", "f8"),
+        ("admitted_s", "f8"),
+        ("first_s", "f8"),
+        ("last_s", "f8"),  # when the latest token came that left the steady rhythm of its batch
+        ("finish_step", "i8"),  # step of its engine at which a decoding request gives its last token
+        ("prompt", "i4"),
+        ("output", "i4"),
+        ("produced", "i4"),  # output tokens given, up to date unless decoding
+        ("computed", "i4"),  # KV tokens held, up to date unless decoding
+        ("shared", "i4"),  # leading prefix blocks held in the cache's name
+        ("cached", "i4"),  # prompt tokens found in the cache at first admission
+        ("preemptions", "i4"),
+        ("engine", "i4"),
+        ("destination", "i4"),  # engine that a transfer goes to
+        ("next", "i4"),  # neighbours in the queue or in the running list
+        ("previous", "i4"),
+        ("follower", "i4"),  # next round of the session
+        ("state", "i1"),
+    ],
+    align=True,
+)
+
+ENGINE = np.dtype(
+    [
+        # settings
+        ("pool", "i8"),
+        ("timing", "i8"),
+        ("batching", "i8"),
+        ("role", "i8"),
+        ("kv_blocks", "i8"),
+        ("block_shift", "i8"),  # log2 of the block size in tokens
+        ("max_seqs", "i8"),
+        ("max_batched_tokens", "i8"),
+        ("prefix_blocks", "i8"),  # KV blocks per prefix block; 0 without prefix caching
+        ("prefix_tokens", "i8"),
+        # the leap under way
+        ("start_s", "f8"),
+        ("end_s", "f8"),
+        ("steps", "i8"),
+        ("first_s", "f8"),  # duration of its first step
+        ("slope_s", "f8"),  # growth of the duration from step to step
+        ("active", "i8"),  # requests that decode in it
+        ("prefill_head", "i8"),  # first running request with a chunk in it
+        ("chunk_tokens", "i8"),  # prompt tokens in each step
+        ("used_blocks", "i8"),  # KV blocks in use when it began
+        ("open", "b1"),  # a new arrival could join at the end of the current step
+        # running and waiting requests
+        ("step", "i8"),
+        ("running", "i8"),
+        ("running_head", "i8"),
+        ("running_tail", "i8"),
+        ("waiting_head", "i8"),
+        ("waiting_tail", "i8"),
+        ("decoding", "i8"),
+        ("context", "i8"),  # KV tokens of decoding requests
+        ("window_context", "i8"),  # the same, each at most the sliding window
+        ("growing", "i8"),  # decoding requests shorter than the window
+        ("finishes", "i8"),  # size of the heap of finish steps
+        ("crossings", "i8"),  # size of the heap of steps at which a request reaches the window
+        ("fresh", "i8"),  # decoding requests whose latest token is not the batch's latest step
+        ("last_decode_s", "f8"),  # when the other decoding requests got their latest token
+        # KV blocks
+        ("free", "i8"),  # blocks with nothing worth keeping
+        ("evictable", "i8"),  # prefix blocks nobody holds
+        ("lru_head", "i8"),
+        ("lru_tail", "i8"),
+        # totals
+        ("iterations", "i8"),
+        ("busy_s", "f8"),
+        ("prefill_busy_s", "f8"),
+        ("prompt_tokens", "i8"),
+        ("output_tokens", "i8"),
+        ("peak_blocks", "i8"),
+        ("send_free_s", "f8"),
+        ("receive_free_s", "f8"),
+    ],
+    align=True,
+)
+
+CACHED_BLOCK = np.dtype([("holders", "i4"), ("previous", "i4"), ("next", "i4")])
+"""A prefix block on one engine: ``holders`` is -1 if absent, 0 if only cached."""
+
+TIMING_SCALARS = np.dtype(
+    [
+        ("context_s", "f8"),
+        ("window_context_s", "f8"),
+        ("decode_fixed_s", "f8"),
+        ("prefill_fixed_s", "f8"),
+        ("work_s", "f8"),
+        ("window_work_s", "f8"),
+        ("window", "i8"),
+        ("max_tokens", "i8"),
+    ]
+)
+
+
+class State(NamedTuple):
+    """Everything the kernels read and write."""
+
+    requests: NDArray[np.void]
+    engines: NDArray[np.void]
+    finishes: NDArray[np.int64]
+    """Heap of finish steps per engine, shape (engines, max sequences)."""
+    crossings: NDArray[np.int64]
+    """Heap of window-crossing steps per engine."""
+    phases: NDArray[np.int64]
+    """Decoding requests by (KV tokens - step) modulo the block size, per engine."""
+    fresh: NDArray[np.int32]
+    """Requests counted by ``fresh``, per engine."""
+    cache: NDArray[np.void]
+    """Prefix blocks, shape (engines, distinct blocks)."""
+    prefix_offsets: NDArray[np.int64]
+    prefix_ids: NDArray[np.int32]
+    scalars: NDArray[np.void]
+    """Timing constants, one record a timing."""
+    tokens_s: NDArray[np.float64]
+    decode_s: NDArray[np.float64]
+    logits_s: NDArray[np.float64]
+    """Timing tables, one row a timing."""
+    gap_counts: NDArray[np.int64]
+    gap_totals: NDArray[np.void]
+    kv_series: NDArray[np.float64]
+    """Blocks in use integrated over time, shape (pools, bins)."""
+    series_width_s: NDArray[np.float64]
+    """Width of a bin, shape (1,); doubles whenever time outruns the series."""
+    load_requests: NDArray[np.int64]
+    load_tokens: NDArray[np.int64]
+    """What routers see: requests and expected tokens outstanding on each engine."""
+    ready_s: NDArray[np.float64]
+    """When each engine has started up."""
+    owners: NDArray[np.int32]
+    """Router's prefix index: engine that last took a request with this block, or -1."""
+    think_s: NDArray[np.float64]
+    """Delay before each later round; empty without sessions."""
+    timers_s: NDArray[np.float64]
+    """When each engine's leap ends: leaves of ``winners``."""
+    winners: NDArray[np.int64]
+    """Tournament tree over ``timers_s``; ``winners[1]`` is the engine that ends first."""
+    pending_s: NDArray[np.float64]
+    pending: NDArray[np.int32]
+    """Heap of arrivals made by the simulation: rounds, transfers, closed-loop users."""
+    counters: NDArray[np.int64]
+    """See the indices below."""
+
+
+class Rules(NamedTuple):
+    """What stays fixed during a run."""
+
+    routing: int
+    seed: int
+    entry_engines: int
+    """Engines ``0 .. entry_engines - 1`` take arrivals; those after them only decode."""
+    expected_output_tokens: int
+    closed_loop: int
+    """Whether an answer lets the next row of the trace arrive."""
+    closed_loop_think_s: float
+    link_latency_s: float
+    link_token_s: float
+
+
+PENDING, REMAINING, NEXT_ROW, TURN, DECODE_TURN, N_COUNTERS = range(6)
+"""Indices into ``counters``: size of the pending heap, requests not yet done, next row of the
+trace to issue, and the two routers' decisions so far."""
