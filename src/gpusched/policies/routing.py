@@ -59,9 +59,7 @@ def least(load, ready_s, now_s, low, high):
 
 
 @kernel
-def route(
-    policy, turn, draw, affinity, ready_s, now_s, load_requests, load_tokens, low, high
-):
+def route(policy, turn, draw, affinity, ready_s, now_s, load_requests, load_tokens, low, high):
     """Choose among the candidates ``low .. high - 1``.
 
     ``turn`` counts earlier decisions, ``draw`` is a random 64-bit word, ``affinity`` the candidate

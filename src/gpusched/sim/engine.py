@@ -237,7 +237,7 @@ def schedule_chunked(s, e):
     if prompt_tokens > 0:
         leap_prefill(s, e, prompt_tokens, finishing, work, narrow_work)
     elif engine.decoding > 0:
-        leap_decode(s, e)
+        leap_decode(s, e, preempted)
     else:
         engine.steps = 0
 
@@ -284,16 +284,17 @@ def schedule_whole(s, e):
     if prompt_tokens > 0:
         leap_prefill(s, e, prompt_tokens, finishing, work, narrow_work)
         return
+    preempted = False
     needed = growth(s, e, engine.step, 1)
     while needed > available(engine):
         preempt_last(s, e)
-        engine.open = False
+        preempted = True
         needed = growth(s, e, engine.step, 1)
     if needed > 0:
         allocate(s, e, needed)
     engine.active = engine.decoding
     if engine.decoding > 0:
-        leap_decode(s, e)
+        leap_decode(s, e, preempted)
     else:
         engine.steps = 0
 
@@ -383,13 +384,16 @@ def leap_chunks(s, e, r, steps, new, past):
 
 
 @kernel
-def leap_decode(s, e):
-    """Decode steps until a request finishes or reaches the window, or blocks run out."""
+def leap_decode(s, e, preempted):
+    """Decode steps until a request finishes or reaches the window, or blocks run out.
+
+    A preempted request may come back one step after it went.
+    """
     engine = s.engines[e]
     limit = (s.finishes[e, 0] >> REQUEST_BITS) - engine.step
     if engine.crossings > 0:
         limit = min(limit, (s.crossings[e, 0] >> REQUEST_BITS) - engine.step)
-    engine.steps = steps_within_memory(s, e, limit)
+    engine.steps = 1 if preempted else steps_within_memory(s, e, limit)
     engine.chunk_tokens = 0
     engine.first_s = s.decode_s[engine.timing, engine.decoding] + decode_context_s(s, e)
     engine.slope_s = decode_slope_s(s, e)

@@ -60,6 +60,15 @@ class Pool:
             raise InputError(
                 f"pool {self.name}: block size must be a power of two, got {self.block_tokens}"
             )
+        allowed = {
+            "mixed": ("vllm", "prefill-first", "static"),
+            "prefill": ("vllm", "prefill-first"),
+        }
+        if self.batching not in allowed.get(self.role, ("vllm",)):
+            raise InputError(
+                f"pool {self.name}: {self.role} replicas cannot use {self.batching} batching; "
+                f"choose {' or '.join(allowed.get(self.role, ('vllm',)))}"
+            )
         if self.batching == "vllm" and self.max_num_batched_tokens < self.max_num_seqs:
             raise InputError(
                 f"pool {self.name}: max_num_batched_tokens ({self.max_num_batched_tokens}) must be "

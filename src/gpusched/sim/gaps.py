@@ -17,7 +17,9 @@ BINS = 2400
 EDGES_S = LOWEST_S * RATIO ** np.arange(BINS + 1, dtype=np.float64)
 _LOG_RATIO = math.log(RATIO)
 
-GAP_TOTALS = np.dtype([("total_s", "f8"), ("max_s", "f8"), ("bin", "i8"), ("lo", "f8"), ("hi", "f8")])
+GAP_TOTALS = np.dtype(
+    [("total_s", "f8"), ("max_s", "f8"), ("bin", "i8"), ("lo", "f8"), ("hi", "f8")]
+)
 """Sum and maximum of all gaps, and the bin that the last gap fell in with its edges."""
 
 

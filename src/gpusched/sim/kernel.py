@@ -22,6 +22,7 @@ from gpusched.sim.engine import (
 from gpusched.sim.heaps import pop_timed, push_timed, set_timer
 from gpusched.sim.lists import append_waiting, unlink_running
 from gpusched.sim.state import (
+    ABSENT,
     DECODE_TURN,
     DONE,
     NEXT_ROW,
@@ -36,6 +37,8 @@ from gpusched.sim.state import (
     WAITING,
 )
 from gpusched.sim.timing_kernels import leap_s, steps_until
+
+UNDER_WAY, FINISHED, STALLED = range(3)
 
 
 @kernel
@@ -164,7 +167,10 @@ def reject(s, rules, r, now_s):
 def next_row(s):
     """Move on to the next row of the trace that arrives by itself and return it."""
     row = s.counters[NEXT_ROW]
-    while row < len(s.requests) and s.requests[row].arrival_s != s.requests[row].arrival_s:
+    while row < len(s.requests):
+        request = s.requests[row]
+        if request.state == ABSENT and request.arrival_s == request.arrival_s:
+            break
         row += 1
     s.counters[NEXT_ROW] = row
     return row
@@ -294,10 +300,10 @@ def record_kv(s, e):
 
 @entry_kernel
 def run(s, rules, max_events):
-    """Process up to ``max_events`` events; return whether the simulation is at its end."""
+    """Process up to ``max_events`` events; return ``FINISHED``, ``UNDER_WAY`` or ``STALLED``."""
     for _ in range(max_events):
         if s.counters[REMAINING] == 0:
-            return True
+            return FINISHED
         e = s.winners[1]
         end_s = s.timers_s[e]
         row = len(s.requests) if rules.closed_loop else next_row(s)
@@ -305,7 +311,7 @@ def run(s, rules, max_events):
         pending_s = s.pending_s[0] if s.counters[PENDING] > 0 else math.inf
         if arrival_s <= pending_s and arrival_s <= end_s:
             if arrival_s == math.inf:
-                return False
+                return STALLED
             s.counters[NEXT_ROW] += 1
             arrive(s, rules, row, arrival_s)
         elif pending_s <= end_s:
@@ -318,4 +324,4 @@ def run(s, rules, max_events):
                 arrive(s, rules, r, pending_s)
         else:
             end_leap(s, rules, e)
-    return s.counters[REMAINING] == 0
+    return FINISHED if s.counters[REMAINING] == 0 else UNDER_WAY

@@ -28,7 +28,8 @@ class PoolUse:
     """Prompt tokens computed: recomputed ones counted again, cached ones not."""
     output_tokens: int
     kv_peak: float
-    """Largest share of a lane's KV blocks in use at any time."""
+    """Largest share of a lane's KV blocks in use at any time. An upper bound in prefill pools: a
+    long prompt's blocks are counted from its first chunk on, while transfers free others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,19 +55,13 @@ def simulate(
     """
     s, rules, firsts = build(fleet, trace, closed_loop=closed_loop, seed=seed)
     announce_compilation()
-    if progress is None:
-        kernel.run(s, rules, 0)
+    kernel.run(s, rules, 0)
     started = time.perf_counter()
-    while not kernel.run(s, rules, EVENTS_PER_SLICE):
-        remaining = int(s.counters[state.REMAINING])
-        if (
-            s.counters[state.PENDING] == 0
-            and s.counters[state.NEXT_ROW] >= len(trace)
-            and np.isinf(s.timers_s).all()
-        ):
-            raise RuntimeError(f"simulation stalled with {remaining} requests unanswered")
+    while (status := kernel.run(s, rules, EVENTS_PER_SLICE)) == kernel.UNDER_WAY:
         if progress is not None:
-            progress(1.0 - remaining / len(trace))
+            progress(1.0 - int(s.counters[state.REMAINING]) / len(trace))
+    if status == kernel.STALLED:
+        raise RuntimeError(f"stalled with {s.counters[state.REMAINING]} requests unanswered")
     wall_s = time.perf_counter() - started
     return collect(fleet, trace, s, firsts, wall_s)
 
@@ -120,8 +114,10 @@ def build(
         requests["follower"] = followers
         requests["arrival_s"][followers[followers >= 0]] = np.nan
     prefix = trace.prefix
-    use_prefix = prefix is not None and any(pool.prefix_caching for pool in fleet.pools)
-    n_blocks = prefix.n_blocks if prefix is not None and use_prefix else 0
+    caching = any(pool.prefix_caching and pool.role != "decode" for pool in fleet.pools)
+    if not caching and fleet.routing != "prefix-affinity":
+        prefix = None
+    n_blocks = prefix.n_blocks if prefix is not None else 0
 
     engines = np.zeros(len(lanes), state.ENGINE)
     timings: dict[int, int] = {}
@@ -138,7 +134,7 @@ def build(
         engine["block_shift"] = pool.block_tokens.bit_length() - 1
         engine["max_seqs"] = max(pool.max_num_seqs // pool.pipeline_stages, 1)
         engine["max_batched_tokens"] = pool.max_num_batched_tokens
-        if prefix is not None and use_prefix and pool.prefix_caching and pool.role != "decode":
+        if prefix is not None and pool.prefix_caching and pool.role != "decode":
             if prefix.block_tokens % pool.block_tokens:
                 raise InputError(
                     f"{trace.name}: prefix blocks of {prefix.block_tokens} tokens do not divide "
@@ -154,11 +150,13 @@ def build(
     windowed = any(timing.window > 0 for timing in compiled)
     block_tokens = max(pool.block_tokens for pool in fleet.pools)
     scalars, tokens_s, decode_s, logits_s = stack_timings(compiled, seats)
-    cache = np.zeros((len(lanes), max(n_blocks, 1)), state.CACHED_BLOCK)
+    cache = np.zeros((len(lanes), max(n_blocks if caching else 0, 1)), state.CACHED_BLOCK)
     cache["holders"] = -1
     entry_engines = sum(pool.role != "decode" for pool in lanes)
     makes_arrivals = (
-        closed_loop is not None or entry_engines < len(lanes) or bool((requests["follower"] >= 0).any())
+        closed_loop is not None
+        or entry_engines < len(lanes)
+        or bool((requests["follower"] >= 0).any())
     )
     leaves = 1 << (len(lanes) - 1).bit_length()
     timers_s = np.full(leaves, np.inf)
@@ -168,7 +166,10 @@ def build(
         winners[node] = winners[2 * node]
     if leaves == 1:
         winners[1] = 0
-    no_prefix = np.zeros(n + 1 if n_blocks == 0 else 0, np.int64)
+    offsets, block_ids = np.zeros(n + 1, np.int64), np.zeros(1, np.int32)
+    if prefix is not None and n_blocks:
+        offsets = prefix.offsets.astype(np.int64, copy=False)
+        block_ids = prefix.block_ids.astype(np.int32, copy=False)
     s = state.State(
         requests=requests,
         engines=engines,
@@ -177,10 +178,8 @@ def build(
         phases=np.zeros((len(lanes), block_tokens), np.int64),
         fresh=np.zeros((len(lanes), seats), np.int32),
         cache=cache,
-        prefix_offsets=prefix.offsets.astype(np.int64, copy=False) if prefix and n_blocks else no_prefix,
-        prefix_ids=prefix.block_ids.astype(np.int32, copy=False)
-        if prefix and n_blocks
-        else np.zeros(1, np.int32),
+        prefix_offsets=offsets,
+        prefix_ids=block_ids,
         scalars=scalars,
         tokens_s=tokens_s,
         decode_s=decode_s,
@@ -220,7 +219,9 @@ def build(
     return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64)
 
 
-def session_followers(session_id: NDArray[np.int32], rounds: NDArray[np.int32]) -> NDArray[np.int32]:
+def session_followers(
+    session_id: NDArray[np.int32], rounds: NDArray[np.int32]
+) -> NDArray[np.int32]:
     """Return the row of each row's next round, or -1."""
     order = np.lexsort((np.arange(len(rounds)), rounds, session_id))
     same = session_id[order[1:]] == session_id[order[:-1]]
@@ -285,8 +286,6 @@ def collect(
     edges = np.minimum(np.arange(bins + 1) * width_s, max(makespan_s, 1e-9))
     capacity = np.array([pool.replicas * pool.kv_blocks for pool in fleet.pools], np.float64)
     kv_use = s.kv_series[:, :bins] / (capacity[:, None] * np.maximum(np.diff(edges), 1e-12))
-    first_lane = np.concatenate([np.arange(pool.lanes) for pool in fleet.pools])
-    del first_lane
     replica_of = np.zeros(len(engines), np.int32)
     base = 0
     for pool, first in zip(fleet.pools, firsts, strict=True):

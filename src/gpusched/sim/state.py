@@ -26,7 +26,10 @@ REQUEST = np.dtype(
         ("admitted_s", "f8"),
         ("first_s", "f8"),
         ("last_s", "f8"),  # when the latest token came that left the steady rhythm of its batch
-        ("finish_step", "i8"),  # step of its engine at which a decoding request gives its last token
+        (
+            "finish_step",
+            "i8",
+        ),  # step of its engine at which a decoding request gives its last token
         ("prompt", "i4"),
         ("output", "i4"),
         ("produced", "i4"),  # output tokens given, up to date unless decoding

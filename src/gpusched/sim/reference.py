@@ -1,0 +1,568 @@
+"""The slow reference: every iteration simulated one by one, in plain Python.
+
+It defines what the event-leaping kernel must compute and shares no code with it. Read it to learn
+what is simulated; use ``simulate`` for everything else.
+"""
+
+from bisect import insort
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from math import ceil, inf, nan
+
+import numpy as np
+
+from gpusched.errors import InputError
+from gpusched.policies.routing import AFFINITY_FACTOR, AFFINITY_SLACK_REQUESTS
+from gpusched.sim.fleet import Fleet, Pool
+from gpusched.sim.simulate import ClosedLoop
+from gpusched.timing.compiled import CompiledTiming
+from gpusched.traces.trace import Trace
+
+
+@dataclass(eq=False)
+class Request:
+    """A request and how far it has come."""
+
+    index: int
+    prompt: int
+    output: int
+    blocks: list[int]
+    follower: "Request | None" = None
+    think_s: float = 0.0
+    arrival_s: float = nan
+    admitted_s: float = nan
+    first_token_s: float = nan
+    last_token_s: float = nan
+    produced: int = 0
+    computed: int = 0
+    cached: int = 0
+    held: int = 0
+    private: int = 0
+    preemptions: int = 0
+    rejected: bool = False
+    engine: "Engine | None" = None
+    destination: "Engine | None" = None
+    transferring: bool = False
+
+    @property
+    def target(self) -> int:
+        """KV tokens needed before the next token."""
+        return self.prompt + self.produced
+
+    @property
+    def final_tokens(self) -> int:
+        """KV tokens held when the last token is given."""
+        return self.prompt + self.output - 1
+
+
+@dataclass(eq=False)
+class Engine:
+    """One lane of one replica."""
+
+    pool: Pool
+    pool_index: int
+    timing: CompiledTiming
+    kv_blocks: int
+    max_seqs: int
+    prefix_tokens: int
+    waiting: deque[Request] = field(default_factory=deque)
+    running: list[Request] = field(default_factory=list)
+    decodes: list[Request] = field(default_factory=list)
+    active: list[Request] = field(default_factory=list)
+    chunks: list[tuple[Request, int, int]] = field(default_factory=list)
+    holders: dict[int, int] = field(default_factory=dict)
+    idle: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    private: int = 0
+    end_s: float = inf
+    busy: bool = False
+    load_requests: int = 0
+    load_tokens: int = 0
+    send_free_s: float = 0.0
+    receive_free_s: float = 0.0
+    iterations: int = 0
+    busy_s: float = 0.0
+    prefill_busy_s: float = 0.0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    peak_blocks: int = 0
+
+    @property
+    def prefix_blocks(self) -> int:
+        """KV blocks of a prefix block."""
+        return self.prefix_tokens // self.pool.block_tokens
+
+    def blocks_for(self, tokens: int) -> int:
+        """KV blocks that hold this many tokens."""
+        return ceil(tokens / self.pool.block_tokens)
+
+    @property
+    def available(self) -> int:
+        """Blocks free or held by idle cache entries."""
+        held = len(self.holders) - len(self.idle)
+        return self.kv_blocks - self.private - held * self.prefix_blocks
+
+    def allocate(self, request: Request, count: int) -> None:
+        """Take blocks, evicting least recently used prefixes."""
+        request.private += count
+        self.private += count
+        while self.private + len(self.holders) * self.prefix_blocks > self.kv_blocks:
+            block, _ = self.idle.popitem(last=False)
+            del self.holders[block]
+        self.peak_blocks = max(self.peak_blocks, self.kv_blocks - self.available)
+
+    def hits(self, request: Request) -> int:
+        """Leading prefix blocks in the cache."""
+        if not self.prefix_tokens:
+            return 0
+        known = request.blocks[: request.target // self.prefix_tokens]
+        count = 0
+        while count < len(known) and known[count] in self.holders:
+            count += 1
+        return count
+
+    def hold(self, request: Request, count: int) -> None:
+        """Hold the leading cached blocks."""
+        for block in request.blocks[:count]:
+            self.idle.pop(block, None)
+            self.holders[block] += 1
+        request.held = count
+
+    def register(self, request: Request, tokens: int) -> None:
+        """Enter the filled prefix blocks up to one that is there already."""
+        if not self.prefix_tokens:
+            return
+        known = request.blocks[: tokens // self.prefix_tokens]
+        while request.held < len(known) and known[request.held] not in self.holders:
+            self.holders[known[request.held]] = 1
+            request.held += 1
+            request.private -= self.prefix_blocks
+            self.private -= self.prefix_blocks
+
+    def release(self, request: Request) -> None:
+        """Give back all blocks, the deepest prefix block first to be evicted."""
+        self.private -= request.private
+        request.private = 0
+        for block in reversed(request.blocks[: request.held]):
+            self.holders[block] -= 1
+            if self.holders[block] == 0:
+                self.idle[block] = None
+        request.held = 0
+
+    def preempt_last(self) -> None:
+        """Send the request admitted last back to the front of the queue."""
+        request = self.running.pop()
+        if request in self.decodes:
+            self.decodes.remove(request)
+        self.release(request)
+        request.computed = 0
+        request.preemptions += 1
+        self.waiting.appendleft(request)
+
+    def admit(self, request: Request, hits: int, past: int, tokens: int, now_s: float) -> None:
+        """Move the head of the queue to the running requests, with blocks for ``tokens``."""
+        self.waiting.popleft()
+        self.running.append(request)
+        self.hold(request, hits)
+        self.allocate(request, self.blocks_for(tokens) - hits * self.prefix_blocks)
+        if np.isnan(request.admitted_s):
+            request.admitted_s = now_s
+            request.cached = past
+
+    def room(self, request: Request, hits: int, tokens: int) -> bool:
+        """Whether blocks for ``tokens`` can be had, cached ones of its own prefix aside."""
+        idle = sum(block in self.idle for block in request.blocks[:hits])
+        needed = self.blocks_for(tokens) - hits * self.prefix_blocks
+        return needed <= self.available - idle * self.prefix_blocks
+
+    def grow(self) -> bool:
+        """Give each decode a slot for its next token, preempting from the end; True if any was."""
+        preempted = False
+        while True:
+            needed = [
+                r
+                for r in self.decodes
+                if self.blocks_for(r.computed + 1) > self.blocks_for(r.computed)
+            ]
+            if self.pool.batching == "static" or len(needed) <= self.available:
+                break
+            self.preempt_last()
+            preempted = True
+        if self.pool.batching != "static":
+            for request in needed:
+                self.allocate(request, 1)
+        return preempted
+
+    def schedule(self, now_s: float) -> None:
+        """Form the next iteration."""
+        self.chunks = []
+        prefilling = [r for r in self.running if r not in self.decodes]
+        if self.pool.batching == "vllm":
+            active = self.schedule_chunked(prefilling, now_s)
+        else:
+            active = self.schedule_whole(now_s)
+        self.busy = bool(active or self.chunks)
+        if self.busy:
+            duration = self.iteration_s(active)
+            self.iterations += 1
+            self.busy_s += duration
+            if self.chunks:
+                self.prefill_busy_s += duration
+            self.end_s = now_s + duration
+        else:
+            self.end_s = inf
+        self.active = active
+
+    def schedule_chunked(self, prefilling: list[Request], now_s: float) -> list[Request]:
+        """Decodes first, then prompt tokens up to the budget."""
+        preempted = self.grow()
+        budget = self.pool.max_num_batched_tokens - len(self.decodes)
+        for request in prefilling:
+            if request not in self.running:
+                continue
+            new = min(request.target - request.computed, budget)
+            extra = self.blocks_for(request.computed + new) - self.blocks_for(request.computed)
+            if extra > self.available:
+                self.preempt_last()
+                preempted = True
+                continue
+            self.allocate(request, extra)
+            self.chunks.append((request, request.computed, new))
+            request.computed += new
+            self.register(request, request.computed)
+            budget -= new
+        while self.waiting and len(self.running) < self.max_seqs and budget > 0 and not preempted:
+            request = self.waiting[0]
+            received = request.computed > 0
+            hits = 0 if received else self.hits(request)
+            past = (
+                request.computed if received else min(hits * self.prefix_tokens, request.target - 1)
+            )
+            new = min(request.target - past, budget)
+            if not self.room(request, hits, past + new):
+                break
+            self.admit(request, hits, past, past + new, now_s)
+            budget -= new
+            if received:
+                self.decodes.append(request)
+            else:
+                self.chunks.append((request, past, new))
+                request.computed = past + new
+                self.register(request, request.computed)
+        return list(self.decodes)
+
+    def schedule_whole(self, now_s: float) -> list[Request]:
+        """Whole prompts if any fits, else one decode step."""
+        static = self.pool.batching == "static"
+        tokens = 0
+        if not static or not self.running:
+            while self.waiting and len(self.running) < self.max_seqs:
+                request = self.waiting[0]
+                hits = self.hits(request)
+                past = min(hits * self.prefix_tokens, request.target - 1)
+                new = request.target - past
+                if not static and tokens and tokens + new > self.pool.max_num_batched_tokens:
+                    break
+                held = request.final_tokens if static else request.target
+                if not self.room(request, hits, held):
+                    break
+                self.admit(request, hits, past, held, now_s)
+                self.chunks.append((request, past, new))
+                request.computed = request.target
+                self.register(request, request.computed)
+                tokens += new
+        if self.chunks:
+            return []
+        self.grow()
+        return list(self.decodes)
+
+    def iteration_s(self, active: list[Request]) -> float:
+        """Duration of the iteration, as ``CompiledTiming`` defines it."""
+        timing = self.timing
+        contexts = [request.computed + 1 for request in active]
+        context_s = timing.context_s * sum(contexts) + timing.window_context_s * sum(
+            min(c, timing.window) for c in contexts
+        )
+        if not self.chunks:
+            return float(timing.decode_s[len(active)] + context_s)
+        tokens = len(active) + sum(new for _, _, new in self.chunks)
+        finishing = sum(request.computed == request.target for request, _, _ in self.chunks)
+        work = narrow = 0.0
+        for _, past, new in self.chunks:
+            work += past * new + new * (new + 1) / 2
+            rising = min(max(timing.window - past, 0), new)
+            narrow += past * rising + rising * (rising + 1) / 2 + (new - rising) * timing.window
+        table = timing.tokens_s
+        last = len(table) - 1
+        duration = table[min(tokens, last)]
+        if tokens > last:
+            duration += (tokens - last) * (table[last] - table[last - 1])
+        duration += timing.logits_s[len(active) + finishing]
+        if active:
+            duration += timing.decode_fixed_s + context_s
+        duration += timing.prefill_fixed_s + timing.work_s * work + timing.window_work_s * narrow
+        return float(duration)
+
+
+def random_u64(seed: int, index: int) -> int:
+    """The ``index``-th draw of splitmix64."""
+    mask = (1 << 64) - 1
+    z = (seed + (index + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+class Reference:
+    """A simulation, one iteration at a time."""
+
+    def __init__(
+        self, fleet: Fleet, trace: Trace, closed_loop: ClosedLoop | None = None, seed: int = 0
+    ) -> None:
+        if not len(trace):
+            raise InputError(f"{trace.name}: the trace has no requests")
+        self.fleet = fleet
+        self.closed_loop = closed_loop
+        self.seed = seed
+        self.expected_output = max(round(float(trace.output_tokens.mean())), 1)
+        prefix = trace.prefix
+        self.requests = [
+            Request(
+                i,
+                int(trace.prompt_tokens[i]),
+                int(trace.output_tokens[i]),
+                prefix.block_ids[prefix.offsets[i] : prefix.offsets[i + 1]].tolist()
+                if prefix is not None
+                else [],
+            )
+            for i in range(len(trace))
+        ]
+        roots = self.requests
+        if trace.think_s is not None and trace.session_id is not None and trace.round is not None:
+            latest: dict[int, Request] = {}
+            rows = sorted(range(len(trace)), key=lambda i: (trace.round[i], i))  # type: ignore[index]
+            for i in rows:
+                session = int(trace.session_id[i])
+                if session in latest:
+                    latest[session].follower = self.requests[i]
+                    self.requests[i].think_s = float(trace.think_s[i])
+                latest[session] = self.requests[i]
+            later = {r.follower.index for r in self.requests if r.follower is not None}
+            roots = [r for r in self.requests if r.index not in later]
+        self.rows = deque((float(trace.arrival_s[r.index]), r) for r in roots)
+        self.pending: list[tuple[float, int]] = []
+        pools = [p for p in fleet.pools if p.role != "decode"]
+        pools += [p for p in fleet.pools if p.role == "decode"]
+        self.engines = [
+            Engine(
+                pool,
+                fleet.pools.index(pool),
+                pool.timing,
+                pool.kv_blocks // pool.pipeline_stages,
+                max(pool.max_num_seqs // pool.pipeline_stages, 1),
+                prefix.block_tokens
+                if prefix is not None and pool.prefix_caching and pool.role != "decode"
+                else 0,
+            )
+            for pool in pools
+            for _ in range(pool.lanes)
+        ]
+        self.entry = [e for e in self.engines if e.pool.role != "decode"]
+        self.decode = [e for e in self.engines if e.pool.role == "decode"]
+        self.turn = {"entry": 0, "decode": 0}
+        self.owner: dict[int, Engine] = {}
+        self.gaps: list[float] = []
+        self.remaining = len(self.requests)
+
+    def run(self) -> "Reference":
+        """Run to the end."""
+        if self.closed_loop is not None:
+            for _ in range(min(self.closed_loop.users, len(self.rows))):
+                insort(self.pending, (0.0, self.rows.popleft()[1].index))
+        while self.remaining:
+            engine = min(self.engines, key=lambda e: e.end_s)
+            row_s = self.rows[0][0] if self.rows and self.closed_loop is None else inf
+            pending_s = self.pending[0][0] if self.pending else inf
+            if row_s <= pending_s and row_s <= engine.end_s:
+                self.arrive(self.rows.popleft()[1], row_s)
+            elif pending_s <= engine.end_s:
+                request = self.requests[self.pending.pop(0)[1]]
+                if request.transferring:
+                    self.receive(request, pending_s)
+                else:
+                    self.arrive(request, pending_s)
+            else:
+                self.end_iteration(engine)
+        return self
+
+    def route(self, request: Request, engines: list[Engine], tier: str, now_s: float) -> Engine:
+        """Choose an engine as the fleet's routing policy does."""
+        if len(engines) == 1:
+            return engines[0]
+        turn = self.turn[tier]
+        self.turn[tier] += 1
+        draw = random_u64(self.seed, 2 * request.index + (tier == "decode"))
+        favourite = None
+        if tier == "entry":
+            for block in request.blocks:
+                if block not in self.owner:
+                    break
+                favourite = self.owner[block]
+        started = [e for e in engines if e.pool.startup_s <= now_s]
+        chosen = self.choose(engines, started, favourite, turn, draw)
+        if tier == "entry":
+            for block in request.blocks:
+                self.owner[block] = chosen
+        return chosen
+
+    def choose(
+        self,
+        engines: list[Engine],
+        started: list[Engine],
+        favourite: Engine | None,
+        turn: int,
+        draw: int,
+    ) -> Engine:
+        """Apply the routing policy to the candidates."""
+        if not started:
+            return min(engines, key=lambda e: e.pool.startup_s)
+        routing = self.fleet.routing
+        count = len(engines)
+        if routing == "least-requests":
+            return min(started, key=lambda e: e.load_requests)
+        least = min(started, key=lambda e: e.load_tokens)
+        if routing == "least-tokens":
+            return least
+        if routing == "prefix-affinity":
+            limit = AFFINITY_FACTOR * least.load_requests + AFFINITY_SLACK_REQUESTS
+            if favourite in started and favourite is not None and favourite.load_requests <= limit:
+                return favourite
+            return least
+        if routing == "power-of-two":
+            a = (draw >> 33) % count
+            b = ((draw & 0x7FFFFFFF) % (count - 1) + a + 1) % count
+            pair = [engines[i] for i in sorted((a, b))]
+            if any(e not in started for e in pair):
+                return min(started, key=lambda e: e.load_requests)
+            return min(pair, key=lambda e: e.load_requests)
+        start = turn if routing == "round-robin" else draw >> 33
+        order = [engines[(start + i) % count] for i in range(count)]
+        return next(e for e in order if e in started)
+
+    def arrive(self, request: Request, now_s: float) -> None:
+        """Route and queue a request, or reject it."""
+        request.arrival_s = now_s
+        engine = self.route(request, self.entry, "entry", now_s)
+        homes = [engine]
+        if engine.pool.role == "prefill":
+            prompt_fits = engine.blocks_for(request.prompt) <= engine.kv_blocks
+            homes = self.decode if request.output > 1 else []
+        else:
+            prompt_fits = True
+        if prompt_fits and all(e.blocks_for(request.final_tokens) <= e.kv_blocks for e in homes):
+            self.count(engine, request, 1)
+            self.enqueue(engine, request, now_s)
+            return
+        rejected: Request | None = request
+        while rejected is not None:
+            rejected.arrival_s = now_s
+            rejected.rejected = True
+            self.remaining -= 1
+            rejected = rejected.follower
+        self.next_user(now_s)
+
+    def count(self, engine: Engine, request: Request, sign: int) -> None:
+        """Count a request in or out of an engine's load."""
+        engine.load_requests += sign
+        engine.load_tokens += sign * (request.prompt + self.expected_output)
+
+    def enqueue(self, engine: Engine, request: Request, now_s: float) -> None:
+        """Queue a request; an idle engine wakes."""
+        request.engine = engine
+        engine.waiting.append(request)
+        self.wake(engine, now_s)
+
+    def wake(self, engine: Engine, now_s: float) -> None:
+        """Let an idle engine look at its queue."""
+        if engine.end_s == inf:
+            engine.busy = False
+            engine.end_s = max(now_s, engine.pool.startup_s)
+
+    def next_user(self, now_s: float) -> None:
+        """In a closed loop, let the next row arrive."""
+        if self.closed_loop is not None and self.rows:
+            request = self.rows.popleft()[1]
+            insort(self.pending, (now_s + self.closed_loop.think_s, request.index))
+
+    def complete(self, engine: Engine, request: Request, now_s: float) -> None:
+        """Finish a request."""
+        engine.running.remove(request)
+        engine.register(request, request.final_tokens)
+        engine.release(request)
+        self.count(engine, request, -1)
+        self.remaining -= 1
+        if request.follower is not None:
+            follower = request.follower
+            insort(self.pending, (now_s + follower.think_s, follower.index))
+        else:
+            self.next_user(now_s)
+
+    def give_token(self, engine: Engine, request: Request, now_s: float) -> None:
+        """Count one token."""
+        if request.produced == 0:
+            request.first_token_s = now_s
+        else:
+            self.gaps.append(now_s - request.last_token_s)
+        request.last_token_s = now_s
+        request.produced += 1
+        engine.output_tokens += 1
+
+    def end_iteration(self, engine: Engine) -> None:
+        """Take an engine from one iteration to the next."""
+        now_s = engine.end_s
+        if engine.busy:
+            finished = []
+            for request in engine.active:
+                request.computed += 1
+                self.give_token(engine, request, now_s)
+                if request.produced == request.output:
+                    finished.append(request)
+            for request in sorted(finished, key=lambda r: r.index):
+                engine.decodes.remove(request)
+                self.complete(engine, request, now_s)
+            for request, _, new in engine.chunks:
+                engine.prompt_tokens += new
+                if request.computed < request.target:
+                    continue
+                self.give_token(engine, request, now_s)
+                if request.produced == request.output:
+                    self.complete(engine, request, now_s)
+                elif engine.pool.role == "prefill":
+                    self.hand_over(engine, request, now_s)
+                else:
+                    engine.decodes.append(request)
+        engine.schedule(now_s)
+
+    def hand_over(self, engine: Engine, request: Request, now_s: float) -> None:
+        """Send the KV cache to a decode engine."""
+        engine.running.remove(request)
+        self.count(engine, request, -1)
+        target = self.route(request, self.decode, "decode", now_s)
+        self.count(target, request, 1)
+        link = self.fleet.link
+        begin_s = max(now_s, engine.send_free_s, target.receive_free_s)
+        end_s = begin_s + link.latency_s + link.token_s * request.prompt
+        engine.send_free_s = target.receive_free_s = end_s
+        request.destination = target
+        request.transferring = True
+        insort(self.pending, (end_s, request.index))
+
+    def receive(self, request: Request, now_s: float) -> None:
+        """End a transfer."""
+        source, target = request.engine, request.destination
+        assert source is not None and target is not None
+        request.transferring = False
+        source.release(request)
+        if source.waiting:
+            self.wake(source, now_s)
+        request.computed = request.prompt
+        self.enqueue(target, request, now_s)
