@@ -34,7 +34,11 @@ class Parallelism:
         """Ways each expert is split."""
         return self.tp * self.dp // self.ep
 
+    @property
+    def tp_pp(self) -> str:
+        """The GPUs of a replica in words of tensor and pipeline parallelism."""
+        return f"TP{self.tp}" + (f"·PP{self.pp}" if self.pp > 1 else "")
+
     def __str__(self) -> str:
-        parts = [f"tp{self.tp}"]
-        parts += [f"{k}{v}" for k, v in (("pp", self.pp), ("ep", self.ep), ("dp", self.dp)) if v > 1]
-        return "·".join(parts)
+        rest = (("ep", self.ep), ("dp", self.dp))
+        return "·".join([self.tp_pp] + [f"{name.upper()}{n}" for name, n in rest if n > 1])

@@ -1,0 +1,44 @@
+"""Settings of one serving engine, under vLLM's flag names with underscores."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gpusched.domain.document import Section
+
+Framework = Literal["vllm", "sglang", "trtllm"]
+Batching = Literal["vllm", "prefill-first", "static"]
+
+
+class EngineSettings(Section):
+    """How an engine forms its batches and keeps its KV cache."""
+
+    framework: Framework = "vllm"
+    """Whose measured efficiencies the timing model uses."""
+    batching: Batching = "vllm"
+    max_num_seqs: int = Field(default=256, ge=1, le=65536)
+    max_num_batched_tokens: int | None = Field(default=None, ge=1, le=1_048_576)
+    """Token budget of one iteration; the planner chooses if not given."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    block_size: int = Field(default=16, ge=1, le=1024)
+    """Tokens of one KV block."""
+    enable_prefix_caching: bool = True
+    startup_s: float = Field(default=0.0, ge=0, le=1e6)
+    """Time before an engine can take its first iteration."""
+
+    @field_validator("block_size")
+    @classmethod
+    def _check_power_of_two(cls, tokens: int) -> int:
+        if tokens & (tokens - 1):
+            raise ValueError(f"must be a power of two, such as 16, got {tokens}")
+        return tokens
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> "EngineSettings":
+        budget = self.max_num_batched_tokens
+        if self.batching == "vllm" and budget is not None and budget < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({budget}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): every running request needs one token an iteration"
+            )
+        return self

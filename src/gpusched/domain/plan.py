@@ -1,0 +1,232 @@
+"""A plan: what a planner answers and everything else consumes."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from gpusched.domain.cluster import Cluster
+from gpusched.domain.document import Section, load_document, validate
+from gpusched.domain.engine import EngineSettings
+from gpusched.domain.parallel import Parallelism
+from gpusched.domain.slo import SloClasses
+from gpusched.domain.spec import KvDtype, Objective, Routing, Spec, WeightsDtype, resolve_paths
+from gpusched.domain.workload import Workload
+from gpusched.errors import InputError
+
+FORMAT: Literal["plan/1"] = "plan/1"
+
+
+class PlannedPool(Section):
+    """Replicas of one kind on one group of nodes. Sizes carry vLLM's names."""
+
+    name: str
+    role: Literal["mixed", "prefill", "decode"] = "mixed"
+    nodes: str
+    """Group of the cluster's nodes."""
+    gpu: str
+    replicas: int = Field(ge=1, le=1_000_000)
+    tensor_parallel_size: int = Field(default=1, ge=1, le=1024)
+    pipeline_parallel_size: int = Field(default=1, ge=1, le=1024)
+    enable_expert_parallel: bool = False
+    engine: EngineSettings = EngineSettings()
+
+    @property
+    def parallelism(self) -> Parallelism:
+        """The replica's degrees of parallelism."""
+        return Parallelism(
+            tp=self.tensor_parallel_size,
+            pp=self.pipeline_parallel_size,
+            ep=self.tensor_parallel_size if self.enable_expert_parallel else 1,
+        )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.replicas * self.parallelism.gpus
+
+    def __str__(self) -> str:
+        role = "" if self.role == "mixed" else f"{self.role} "
+        expert = "·ep" if self.enable_expert_parallel else ""
+        return f"{self.replicas} {role}× {self.gpu} {self.parallelism.tp_pp}{expert}"
+
+
+class Certificate(Section):
+    """How the answer was found and how good it is known to be."""
+
+    objective: Objective
+    value: float
+    """Objective of the chosen plan, in ``unit``."""
+    bound: float
+    """No candidate can do better than this, by the analytic bounds."""
+    unit: str
+    gap: float
+    """(value - bound) / value."""
+    solver: str
+    seconds: float
+    candidates: int
+    """Feasible configurations."""
+    simulated: int
+    """Simulations run."""
+
+
+class Alternative(Section):
+    """Another deployment and what it would give."""
+
+    summary: str
+    gpus: int
+    usd_per_hour: float
+    kg_per_hour: float
+    attainment: float
+    goodput_rps: float
+    feasible: bool
+    binding: str | None = None
+    """The objective it misses, or the next one to break."""
+    chosen: bool = False
+
+
+class Provenance(Section):
+    """What made the plan."""
+
+    version: str
+    seed: int
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each file read."""
+
+
+class Plan(Section):
+    """A deployment with its evidence, in schema ``plan/1``."""
+
+    gpusched: Literal["plan/1"] = FORMAT
+    model: str
+    weights_dtype: WeightsDtype
+    kv_cache_dtype: KvDtype = "bf16"
+    cluster: Cluster
+    pools: tuple[PlannedPool, ...] = Field(min_length=1, max_length=10_000)
+    admission: Literal["none"] = "none"
+    routing: Routing = "least-tokens"
+    workload: Workload
+    slo: SloClasses
+    objective: Objective = "cost"
+    timing: str | None = None
+    predicted: dict[str, Any] = Field(default_factory=dict)
+    """Metrics of the simulation, under the keys of ``simulate --json``."""
+    binding_constraint: str | None = None
+    certificate: Certificate | None = None
+    pareto: tuple[Alternative, ...] = ()
+    runners_up: tuple[Alternative, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    provenance: Provenance | None = None
+
+    @model_validator(mode="after")
+    def _check_pools(self) -> "Plan":
+        groups = {self.cluster.group_name(i): i for i in range(len(self.cluster.nodes))}
+        for pool in self.pools:
+            if pool.nodes not in groups:
+                raise ValueError(
+                    f"pool {pool.name}: no group of nodes {pool.nodes!r}; the cluster has "
+                    + ", ".join(groups)
+                )
+            group = self.cluster.nodes[groups[pool.nodes]]
+            if group.gpu != pool.gpu:
+                raise ValueError(
+                    f"pool {pool.name}: gpu is {pool.gpu}, "
+                    f"but the nodes {pool.nodes} have {group.gpu}"
+                )
+        for name, index in groups.items():
+            used = sum(pool.gpus for pool in self.pools if pool.nodes == name)
+            if used > self.cluster.nodes[index].total_gpus:
+                raise ValueError(
+                    f"the pools use {used} GPUs of the nodes {name}, which have "
+                    f"{self.cluster.nodes[index].total_gpus}"
+                )
+        return self
+
+    def group_index(self, pool: PlannedPool) -> int:
+        """Index of the node group that a pool runs on."""
+        names = [self.cluster.group_name(i) for i in range(len(self.cluster.nodes))]
+        return names.index(pool.nodes)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all pools."""
+        return sum(pool.gpus for pool in self.pools)
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Price of all GPUs."""
+        return sum(
+            pool.gpus * self.cluster.usd_per_gpu_hour(self.group_index(pool)) for pool in self.pools
+        )
+
+    @property
+    def summary(self) -> str:
+        """The pools in one line."""
+        return " + ".join(str(pool) for pool in self.pools)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Return the plan in a YAML or JSON file.
+
+    Raises:
+        InputError: one line for each problem, with the field and a remedy.
+    """
+    return plan_from(load_document(path), origin=str(path), folder=Path(path).parent)
+
+
+def plan_from(values: dict[str, Any], *, origin: str = "plan", folder: Path | None = None) -> Plan:
+    """Return the plan that a mapping describes.
+
+    Raises:
+        InputError: one line for each problem, with the field and a remedy.
+    """
+    if values.get("gpusched") != FORMAT:
+        raise InputError(
+            f"{origin}: gpusched: this version reads 'gpusched: {FORMAT}', "
+            f"got {values.get('gpusched')!r}"
+        )
+    return validate(Plan, resolve_paths(values, folder or Path()), origin)
+
+
+def read_spec_or_plan(path: str | Path) -> Spec | Plan:
+    """Return the document in a file: a plan if it says so (``gpusched: plan/1``), else a spec.
+
+    Raises:
+        InputError: one line for each problem, with the field and a remedy.
+    """
+    from gpusched.domain.spec import spec_from
+
+    values = load_document(path)
+    folder = Path(path).parent
+    if "gpusched" in values:
+        return plan_from(values, origin=str(path), folder=folder)
+    return spec_from(values, origin=str(path), folder=folder)
+
+
+def write_plan(plan: Plan, path: str | Path) -> None:
+    """Write a plan as YAML, or as JSON where the name ends so.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = Path(path)
+    values = plan_document(plan)
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            if path.suffix == ".json":
+                json.dump(values, file, indent=2, ensure_ascii=False, allow_nan=False)
+                file.write("\n")
+            else:
+                yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True, width=100)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the plan ({error.strerror})") from None
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """Return a plan as plain data, what is not set left out."""
+    values = plan.model_dump(mode="json", exclude_none=True)
+    values["slo"] = values["slo"]["classes"]
+    return values

@@ -1,0 +1,112 @@
+"""What a user asks: a model, machines, traffic, service levels and what to optimise."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from gpusched.domain.catalog import load_model
+from gpusched.domain.cluster import Cluster
+from gpusched.domain.document import Section, absolute_path, load_document, validate
+from gpusched.domain.engine import EngineSettings
+from gpusched.domain.slo import SloClasses
+from gpusched.domain.workload import Workload
+from gpusched.errors import InputError
+
+Objective = Literal["cost", "goodput", "carbon", "gpus"]
+WeightsDtype = Literal["bf16", "fp8", "int8", "mxfp4", "nvfp4", "int4"]
+KvDtype = Literal["bf16", "fp8"]
+Routing = Literal[
+    "round-robin", "random", "least-requests", "least-tokens", "power-of-two", "prefix-affinity"
+]
+
+
+class Search(Section):
+    """Limits on what the planner tries."""
+
+    roles: tuple[Literal["mixed", "disaggregated"], ...] = Field(
+        default=("mixed", "disaggregated"), min_length=1
+    )
+    gpus: tuple[str, ...] | None = None
+    """GPU types to use; all of the cluster's if not given."""
+    tensor_parallel_sizes: tuple[PositiveInt, ...] | None = None
+    pipeline_parallel_sizes: tuple[PositiveInt, ...] | None = None
+    max_num_batched_tokens: tuple[PositiveInt, ...] = (2048, 8192)
+    """Token budgets to try."""
+    max_gpus: PositiveInt | None = None
+    """GPUs to use at most."""
+
+
+class Spec(Section):
+    """A planning question. See the reference of the spec format."""
+
+    model: str
+    weights_dtype: WeightsDtype | None = None
+    """The model's own if not given."""
+    kv_cache_dtype: KvDtype = "bf16"
+    cluster: Cluster
+    workload: Workload
+    slo: SloClasses
+    objective: Objective = "cost"
+    engine: EngineSettings = EngineSettings()
+    routing: Routing = "least-tokens"
+    search: Search = Search()
+    timing: str | None = None
+    """Path of a file with coefficients calibrated on one's own engines."""
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, name: str) -> str:
+        try:
+            load_model(name)
+        except (InputError, ValueError) as error:
+            raise ValueError(str(error)) from None
+        return name
+
+    @model_validator(mode="after")
+    def _check_search(self) -> "Spec":
+        if self.search.gpus is not None:
+            present = sorted({group.gpu for group in self.cluster.nodes})
+            for name in self.search.gpus:
+                if name not in present:
+                    raise ValueError(
+                        f"search.gpus names {name!r}, but the cluster has {', '.join(present)}"
+                    )
+        return self
+
+    @property
+    def dtype(self) -> str:
+        """Format of the weights."""
+        return self.weights_dtype or load_model(self.model).native_dtype
+
+
+def read_spec(path: str | Path) -> Spec:
+    """Return the spec in a YAML or JSON file; paths in it are relative to the file.
+
+    Raises:
+        InputError: one line for each problem, with the field and a remedy.
+    """
+    return spec_from(load_document(path), origin=str(path), folder=Path(path).parent)
+
+
+def spec_from(values: dict[str, Any], *, origin: str = "spec", folder: Path | None = None) -> Spec:
+    """Return the spec that a mapping describes.
+
+    Raises:
+        InputError: one line for each problem, with the field and a remedy.
+    """
+    return validate(Spec, resolve_paths(values, folder or Path()), origin)
+
+
+def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a document with the paths it names made absolute."""
+    values = dict(values)
+    model = values.get("model")
+    if isinstance(model, str) and (model.endswith(".json") or model.startswith((".", "~"))):
+        values["model"] = absolute_path(model, folder)
+    if isinstance(values.get("timing"), str):
+        values["timing"] = absolute_path(values["timing"], folder)
+    workload = values.get("workload")
+    if isinstance(workload, dict) and isinstance(workload.get("trace"), str) and workload["trace"]:
+        values["workload"] = {**workload, "trace": absolute_path(workload["trace"], folder)}
+    return values

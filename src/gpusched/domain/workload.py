@@ -1,0 +1,62 @@
+"""Where the requests come from: a trace file or a generated profile."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gpusched.domain.document import Section
+
+Arrivals = Literal["poisson", "gamma", "mmpp", "diurnal", "weekly"]
+
+
+class Workload(Section):
+    """Requests of a spec. Give ``trace``, or ``profile`` with ``rate_rps``."""
+
+    trace: str | None = None
+    """Path of a trace file, as seen from the spec's folder."""
+    format: str | None = None
+    """Format of the file, where it cannot be told from the content."""
+    profile: str | None = None
+    """Lengths and sessions of generated requests."""
+    rate_rps: float | None = Field(default=None, gt=0, le=1e7)
+    """Arrivals a second: of the profile, or of a trace that has lengths only."""
+    duration_s: float = Field(default=3600.0, gt=0, le=1e9)
+    arrivals: Arrivals = "poisson"
+    cv: float = Field(default=2.0, gt=0, le=100)
+    """Coefficient of variation of the gaps between gamma arrivals."""
+    rate_scale: float = Field(default=1.0, gt=0, le=1e6)
+    start_s: float = Field(default=0.0, ge=0)
+    end_s: float | None = Field(default=None, gt=0)
+    limit: int | None = Field(default=None, ge=1)
+    """Keep only the first requests."""
+    warmup_s: float = Field(default=0.0, ge=0)
+    """Requests that arrive earlier are served but not counted."""
+    users: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Closed loop: so many users, each sending the next request after an answer."""
+    think_s: float = Field(default=0.0, ge=0, le=1e6)
+    """Closed loop: pause between an answer and the user's next request."""
+
+    @field_validator("trace", "profile")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        if value is not None and (not value.strip() or "\0" in value):
+            raise ValueError("must not be empty")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> "Workload":
+        if (self.trace is None) == (self.profile is None):
+            raise ValueError(
+                "give either trace (a file) or profile (chat, code, agent, summarize, reason)"
+            )
+        if self.profile is not None and self.rate_rps is None:
+            raise ValueError("a profile needs rate_rps, the arrivals a second")
+        if self.end_s is not None and self.end_s <= self.start_s:
+            raise ValueError(f"end_s ({self.end_s:g}) must be after start_s ({self.start_s:g})")
+        if self.profile is not None and self.rate_rps is not None:
+            expected = self.rate_rps * self.rate_scale * self.duration_s
+            if expected > 1e9:
+                raise ValueError(
+                    f"about {expected:.3g} requests; lower rate_rps or duration_s (at most 1e9)"
+                )
+        return self
