@@ -46,7 +46,8 @@ def _kernel_cache() -> str:
 
 def kernel(function: Function) -> Function:
     """Compile a function that other kernels call."""
-    compiled: Function = njit(error_model="numpy", nogil=True, _nrt=False, forceinline=True)(function)
+    options = {"error_model": "numpy", "nogil": True, "_nrt": False, "forceinline": True}
+    compiled: Function = njit(**options)(function)
     return compiled
 
 

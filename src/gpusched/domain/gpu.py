@@ -1,6 +1,6 @@
 """A GPU type: what its data sheet promises, what it costs and what it emits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,7 +9,7 @@ class Gpu:
 
     name: str
     vendor: str
-    flops: dict[str, float]
+    flops: dict[str, float] = field(hash=False)
     """Peak FLOP/s by arithmetic dtype: keys among ``bf16, fp8, fp4, int8``."""
     memory_bytes: float
     memory_bytes_per_s: float

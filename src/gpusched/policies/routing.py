@@ -88,7 +88,7 @@ def route(policy, turn, draw, affinity, ready_s, now_s, load_requests, load_toke
         if load_requests[b] < load_requests[a] or (load_requests[b] == load_requests[a] and b < a):
             return b
         return a
-    start = turn if policy == ROUND_ROBIN else np.int64((draw >> np.uint64(33)))
+    start = turn if policy == ROUND_ROBIN else np.int64(draw >> np.uint64(33))
     for i in range(count):
         candidate = low + (start + i) % count
         if ready_s[candidate] <= now_s:

@@ -311,7 +311,7 @@ def chunk_steps(s, e, remaining, new, past):
     if engine.crossings > 0:
         steps = min(steps, (s.crossings[e, 0] >> REQUEST_BITS) - engine.step)
     window = s.scalars[engine.timing].window
-    if 0 < window and past < window:
+    if window > 0 and past < window:
         steps = min(steps, max((window - past) // new, 1))
     return steps
 

@@ -24,7 +24,6 @@ from gpusched.sim.lists import append_waiting, unlink_running
 from gpusched.sim.state import (
     ABSENT,
     DECODE_TURN,
-    DONE,
     NEXT_ROW,
     NONE,
     PENDING,

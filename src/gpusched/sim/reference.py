@@ -559,7 +559,8 @@ class Reference:
     def receive(self, request: Request, now_s: float) -> None:
         """End a transfer."""
         source, target = request.engine, request.destination
-        assert source is not None and target is not None
+        assert source is not None
+        assert target is not None
         request.transferring = False
         source.release(request)
         if source.waiting:

@@ -161,10 +161,12 @@ class TimingModel:
         c, w = np.asarray(decode_contexts, np.float64), self.window
         time_s = self.context_s * c.sum() + self.window_context_s * np.minimum(c, w).sum()
         if not chunks:
-            return float(self.decode_tokens_s(np.float64(len(c))) + time_s)
+            return float(self.decode_tokens_s(np.array(len(c), np.float64)) + time_s)
         tokens = len(c) + sum(new for new, _ in chunks)
-        time_s += float(self.tokens_s(np.float64(tokens)))
-        time_s += float(self.logits_s(np.float64(len(c) + len(chunks)))) + self.prefill_fixed_s
+        time_s += float(self.tokens_s(np.array(tokens, np.float64)))
+        time_s += (
+            float(self.logits_s(np.array(len(c) + len(chunks), np.float64))) + self.prefill_fixed_s
+        )
         time_s += self.decode_fixed_s if len(c) else 0.0
         for new, past in chunks:
             time_s += self.work_s * pairs(new, past) + self.window_work_s * window_pairs(
@@ -176,7 +178,7 @@ class TimingModel:
         """Return a decode step of ``batch`` requests of equal context."""
         window = batch * min(context, self.window) * self.window_context_s
         return (
-            float(self.decode_tokens_s(np.float64(batch)))
+            float(self.decode_tokens_s(np.array(batch, np.float64)))
             + batch * context * self.context_s
             + window
         )
@@ -190,7 +192,7 @@ class TimingModel:
 
         ``t_decode = b0 + b1 B + b2 sum(c)`` and ``t_prefill = a0 + a1 n + a2 n^2`` (windows aside).
         """
-        low, high = (float(self.decode_tokens_s(np.float64(b))) for b in (1, batch))
+        low, high = (float(self.decode_tokens_s(np.array(b, np.float64))) for b in (1, batch))
         b1 = (high - low) / max(batch - 1, 1)
         a2 = self.work_s / 2.0
         short, long = (self.prefill_s(n) - a2 * n * n for n in (tokens // 8, tokens))
@@ -258,7 +260,7 @@ class TimingModel:
         weight_bytes = read * self.model.expert_parameters * WEIGHT_BYTES[self.weights_dtype]
         memory_s = weight_bytes / (c.moe_memory * self.gpu.memory_bytes_per_s)
         longer, shorter = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
-        router = self._attention_gemm().time_s(m, moe.experts, h)
+        router = bf16_gemm_for(self.gpu, c).time_s(m, moe.experts, h)
         total = router + c.moe_fixed_s + longer + c.moe_overlap * shorter
         if moe.shared_dim:
             total = total + self._ffn_s(m, moe.shared_dim)
@@ -282,7 +284,7 @@ class TimingModel:
         memory_s = np.float64(
             moved_bytes / (c.decode_attention_memory * self.gpu.memory_bytes_per_s)
         )
-        compute_s = np.float64(flops / (c.prefill_attention_compute * rate))
+        compute_s = np.array(flops / (c.prefill_attention_compute * rate))
         return float(p_norm(compute_s, memory_s, c.head_gemm[3]))
 
     def _pair_s(self) -> float:

@@ -36,7 +36,7 @@ class Memory:
 
 
 def weights_dtype_of_attention(model: Model, weights_dtype: str) -> str:
-    """Return the format of the attention weights: checkpoints in FP4 or INT4 by experts keep bf16."""
+    """Return the format of attention weights: where only experts are in 4 bits it is bf16."""
     experts_only = model.moe is not None and weights_dtype in ("mxfp4", "int4")
     return "bf16" if experts_only else weights_dtype
 

@@ -62,6 +62,8 @@ class Trace:
     region_id: NDArray[np.int16] | None = None
     prefix: Prefixes | None = None
     name: str = "trace"
+    notes: tuple[str, ...] = ()
+    """What was dropped, added or assumed while the trace was made."""
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
@@ -72,7 +74,9 @@ class Trace:
                     f"{self.name}: column {f.name} has {len(column)} rows, expected {n}"
                 )
         if self.prefix is not None and len(self.prefix.offsets) != n + 1:
-            raise InputError(f"{self.name}: prefix has {len(self.prefix.offsets) - 1} rows, not {n}")
+            raise InputError(
+                f"{self.name}: prefix has {len(self.prefix.offsets) - 1} rows, not {n}"
+            )
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -102,3 +106,26 @@ class Trace:
         if not (np.isfinite(factor) and factor > 0):
             raise InputError(f"rate scale must be a positive number, got {factor}")
         return replace(self, arrival_s=self.arrival_s / factor)
+
+    def with_notes(self, *notes: str) -> Self:
+        """Return the trace with more notes."""
+        return replace(self, notes=self.notes + notes)
+
+    def slice_time(self, start_s: float, end_s: float | None = None) -> Self:
+        """Return the arrivals in ``[start_s, end_s)``, the clock set back to 0.
+
+        Sessions are kept or dropped whole, by their first round.
+        """
+        starts_s = self.session_starts_s() if self.think_s is not None else self.arrival_s
+        keep = starts_s >= start_s
+        if end_s is not None:
+            keep &= starts_s < end_s
+        cut = self.take(np.flatnonzero(keep))
+        return replace(cut, arrival_s=cut.arrival_s - start_s)
+
+    def session_starts_s(self) -> NDArray[np.float64]:
+        """Return the arrival of each request's session: of its first round in the trace."""
+        if self.session_id is None:
+            return self.arrival_s
+        sessions, first, of = np.unique(self.session_id, return_index=True, return_inverse=True)
+        return np.asarray(self.arrival_s[first][of])
