@@ -1,5 +1,7 @@
 """Arrival processes: Poisson, bursty and with the rhythm of day and week."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,13 +55,13 @@ def arrival_times(
     return np.interp(unit, expected, edges_s)
 
 
-def _accumulate(draw_gaps: "object", rate: float, end: float) -> Floats:
+def _accumulate(draw_gaps: Callable[[int], Floats], rate: float, end: float) -> Floats:
     """Sum gaps up to ``end``."""
     parts: list[Floats] = []
     at = 0.0
     while at < end:
         n = int((end - at) * rate + 6.0 * np.sqrt((end - at) * rate) + 16.0)
-        times = at + np.cumsum(draw_gaps(n))  # type: ignore[operator]
+        times = at + np.cumsum(draw_gaps(n))
         parts.append(times)
         at = float(times[-1])
     times = np.concatenate(parts) if parts else np.zeros(0)

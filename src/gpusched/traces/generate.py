@@ -31,7 +31,7 @@ def generate(
     """
     shape = load_profile(profile)
     rng = np.random.default_rng(seed)
-    rounds_mean = _mean(shape.rounds) if shape.rounds else 1.0
+    rounds_mean = _mean_rounds(shape) if shape.rounds else 1.0
     times_s = arrival_times(arrivals, rate_rps / rounds_mean, duration_s, cv=cv, rng=rng)
     if limit is not None:
         times_s = times_s[:limit]
@@ -114,6 +114,7 @@ def _whole(values: NDArray[np.float64]) -> NDArray[np.int32]:
     return np.maximum(np.rint(values), 1).astype(np.int32)
 
 
-def _mean(quantiles: tuple[float, ...]) -> float:
-    shares = (np.arange(10_000) + 0.5) / 10_000
-    return float(np.maximum(np.rint(draw(quantiles, shares)), 1).mean())
+def _mean_rounds(shape: Profile) -> float:
+    """Return the mean rounds of a session, those beyond the longest context left out."""
+    pilot = 2000
+    return len(_sessions(shape, np.zeros(pilot), np.random.default_rng(0))) / pilot

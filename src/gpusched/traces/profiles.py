@@ -4,6 +4,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +42,11 @@ class Profile:
 def profiles() -> dict[str, Profile]:
     """Return all profiles by name."""
     text = resources.files("gpusched.traces").joinpath("profiles.toml").read_text("utf-8")
-    return {
-        name: Profile(
-            name=name, **{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-        )
-        for name, row in tomllib.loads(text).items()
-    }
+    known = {}
+    for name, row in tomllib.loads(text).items():
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+        known[name] = Profile(name=name, **fields)
+    return known
 
 
 def load_profile(name: str) -> Profile:

@@ -127,5 +127,5 @@ class Trace:
         """Return the arrival of each request's session: of its first round in the trace."""
         if self.session_id is None:
             return self.arrival_s
-        sessions, first, of = np.unique(self.session_id, return_index=True, return_inverse=True)
+        _, first, of = np.unique(self.session_id, return_index=True, return_inverse=True)
         return np.asarray(self.arrival_s[first][of])

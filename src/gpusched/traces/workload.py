@@ -73,8 +73,8 @@ def assign_classes(trace: Trace, slo: SloClasses, *, seed: int) -> Trace:
                 )
         of = np.array([slo.names.index(name) for name in trace.class_names], np.int16)
         return replace(trace, class_id=of[trace.class_id], class_names=slo.names)
-    shares = [c.share for c in slo.classes.values()]
-    if shares[0] is None:
+    shares = [c.share for c in slo.classes.values() if c.share is not None]
+    if not shares:
         raise InputError(
             f"slo: {trace.name} does not say which class a request is in; give each of "
             f"{', '.join(slo.names)} a share"

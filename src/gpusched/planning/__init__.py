@@ -1,0 +1,1 @@
+"""Offline decisions: what to deploy."""

@@ -1,0 +1,117 @@
+"""From a plan to the fleet that the simulator runs."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from gpusched.domain.catalog import load_gpu, load_model
+from gpusched.domain.plan import Plan, PlannedPool
+from gpusched.errors import InfeasibleError
+from gpusched.sim.fleet import Fleet, KvLink, Pool
+from gpusched.timing.iteration import TimingModel, timing_model
+from gpusched.timing.memory import Memory, memory
+from gpusched.timing.transfer import RDMA_LATENCY_S, kv_token_s
+
+DEFAULT_BUDGET_TOKENS = 2048
+
+
+def pool_timing(plan: Plan, pool: PlannedPool) -> TimingModel:
+    """Return the timing model of a pool's engines."""
+    return _timing(
+        plan.model, pool.gpu, pool.tensor_parallel_size, pool.pipeline_parallel_size,
+        pool.enable_expert_parallel, plan.weights_dtype, plan.kv_cache_dtype,
+        pool.engine.framework, plan.timing,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=512)
+def _timing(
+    model: str, gpu: str, tp: int, pp: int, expert_parallel: bool, weights_dtype: str,
+    kv_cache_dtype: str, framework: str, file: str | None,
+) -> TimingModel:  # fmt: skip
+    from gpusched.domain.parallel import Parallelism
+
+    return timing_model(
+        load_model(model),
+        load_gpu(gpu),
+        Parallelism(tp=tp, pp=pp, ep=tp if expert_parallel else 1),
+        weights_dtype=weights_dtype,
+        kv_cache_dtype=kv_cache_dtype,
+        framework=framework,
+        file=file,
+    )
+
+
+def pool_memory(plan: Plan, pool: PlannedPool) -> Memory:
+    """Return how the memory of one of a pool's GPUs divides."""
+    return memory(
+        load_model(plan.model),
+        load_gpu(pool.gpu),
+        pool.parallelism,
+        pool.engine,
+        weights_dtype=plan.weights_dtype,
+        kv_cache_dtype=plan.kv_cache_dtype,
+        max_num_batched_tokens=pool.engine.max_num_batched_tokens or DEFAULT_BUDGET_TOKENS,
+    )
+
+
+def fleet_for(plan: Plan) -> Fleet:
+    """Return the fleet that a plan describes.
+
+    Raises:
+        InfeasibleError: a pool's model and KV cache do not fit into its GPUs' memory.
+    """
+    model = load_model(plan.model)
+    pools = []
+    for pool in plan.pools:
+        budget = pool.engine.max_num_batched_tokens or max(
+            DEFAULT_BUDGET_TOKENS, pool.engine.max_num_seqs
+        )
+        use = pool_memory(plan, pool)
+        stages = pool.pipeline_parallel_size
+        blocks = use.kv_blocks(pool.engine.block_size, pool.engine.max_num_seqs)
+        if blocks < stages:
+            raise InfeasibleError(f"pool {pool.name}: {does_not_fit(use, pool)}")
+        compiled = pool_timing(plan, pool).compile(
+            max(8192, min(budget, 65536)), max(1024, pool.engine.max_num_seqs)
+        )
+        pools.append(
+            Pool(
+                name=pool.name,
+                timing=compiled,
+                kv_blocks=blocks,
+                replicas=pool.replicas,
+                role=pool.role,
+                batching=pool.engine.batching if pool.role == "mixed" else "vllm",
+                block_tokens=pool.engine.block_size,
+                max_num_seqs=pool.engine.max_num_seqs,
+                max_num_batched_tokens=budget,
+                prefix_caching=pool.engine.enable_prefix_caching,
+                pipeline_stages=stages,
+                gpus_per_replica=pool.parallelism.gpus,
+                startup_s=pool.engine.startup_s,
+            )
+        )
+    link = KvLink()
+    if any(pool.role == "decode" for pool in plan.pools):
+        rate = min(link_rates(plan))
+        link = KvLink(RDMA_LATENCY_S, kv_token_s(model, plan.kv_cache_dtype, rate))
+    return Fleet(tuple(pools), link, plan.routing)
+
+
+def link_rates(plan: Plan) -> Iterable[float]:
+    """Yield what one replica of each pool can send or receive: all of its GPUs' networks."""
+    for pool in plan.pools:
+        per_gpu = plan.cluster.inter_node_bytes_per_s(plan.group_index(pool))
+        yield per_gpu * pool.parallelism.gpus
+
+
+def does_not_fit(use: Memory, pool: PlannedPool) -> str:
+    """Return what of an engine does not fit, and what would help."""
+    gpu = load_gpu(pool.gpu)
+    budget = pool.engine.gpu_memory_utilization * gpu.memory_bytes
+    return (
+        f"{use.weights_bytes / 1e9:.1f} GB of weights and {use.working_bytes / 1e9:.1f} GB of "
+        f"working space on each GPU leave no room for KV cache in {budget / 1e9:.1f} GB "
+        f"({pool.engine.gpu_memory_utilization:g} of a {pool.gpu}'s {gpu.memory_bytes / 1e9:g} GB); "
+        "spread it over more GPUs, use a narrower weights_dtype or larger GPUs"
+    )
