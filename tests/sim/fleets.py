@@ -1,7 +1,7 @@
 """Random timings, traces and fleets for the simulator's tests."""
 
-from hypothesis import strategies as st
 import numpy as np
+from hypothesis import strategies as st
 
 from gpusched.sim.fleet import Fleet, KvLink, Pool
 from gpusched.sim.simulate import ClosedLoop

@@ -135,8 +135,18 @@ class Search:
         idle_kwh = gpu.idle_w / 1e3 * cluster.pue
         return idle_kwh * cluster.kg_per_kwh(engine.group) + embodied_kg_per_hour(gpu)
 
-    def achieved(self, scored: Scored) -> tuple[float, float]:
-        """Return what simulated deployments are ranked by: less is better, then the price."""
+    def achieved(self, scored: Scored) -> tuple[float, ...]:
+        """Return what simulated deployments are ranked by, less being better.
+
+        Ties go to the price, then to fewer pools, then to the higher attainment.
+        """
+        return (
+            *self._objective_and_price(scored),
+            len(scored.deployment.engines),
+            -scored.attainment,
+        )
+
+    def _objective_and_price(self, scored: Scored) -> tuple[float, float]:
         usd = scored.deployment.usd_per_hour
         if self.spec.objective == "gpus":
             return float(scored.deployment.gpus), usd
@@ -181,8 +191,11 @@ class Search:
             high = engine.max_replicas
             if self.spec.objective == "goodput":
                 self.score(Deployment((engine,), (high,)))
-            self.bisect(low, self.cap(high, lambda n, e=engine: Deployment((e,), (n,))),
-                        lambda n, e=engine: Deployment((e,), (n,)))  # fmt: skip
+
+            def make(count: int, engine: Engine = engine) -> Deployment:
+                return Deployment((engine,), (count,))
+
+            self.bisect(low, self.cap(high, make), make)
 
     def at_least(self, engine: Engine) -> Deployment:
         """Return the deployment at an engine's lower bound."""

@@ -32,6 +32,12 @@ class GapHistogram:
     total_s: float
     max_s: float
 
+    def cumulative(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return upper edges of the filled bins, seconds, and the share of gaps below each."""
+        filled = np.flatnonzero(self.counts)
+        shares = np.cumsum(self.counts[filled]) / max(int(self.counts.sum()), 1)
+        return np.minimum(EDGES_S[filled + 1], self.max_s), shares
+
     def spread(self) -> dict[str, float | None]:
         """Mean, percentiles and maximum."""
         count = int(self.counts.sum())

@@ -107,13 +107,18 @@ def coefficients_for(
         head_gemm=tuple(
             head[k] for k in ("gemm_fixed_s", "gemm_compute", "gemm_memory", "gemm_norm")
         ),
-        all_reduce_latency_s=tuple(us * 1e-6 for us in reduce["latency_us"]),
-        all_reduce_bytes_per_s=tuple(gb * 1e9 for gb in reduce["gb_per_s"]),
+        all_reduce_latency_s=_triple(reduce["latency_us"], 1e-6),
+        all_reduce_bytes_per_s=_triple(reduce["gb_per_s"], 1e9),
     )
     if fitted:
         kind = "moe" if mixture_of_experts else "dense"
         base = _nearest_fit(base, gpu.name, family, framework, dtype_family(weights_dtype), kind)
     return base if file is None else _user_fit(base, Path(file))
+
+
+def _triple(values: list[float], unit: float) -> tuple[float, float, float]:
+    two, four, eight = values
+    return two * unit, four * unit, eight * unit
 
 
 def dtype_family(weights_dtype: str) -> str:
@@ -169,7 +174,8 @@ def _user_fit(base: Coefficients, file: Path) -> Coefficients:
         if not number or not value >= 0 or value > 1e3 or (share and not 0 < value <= 1):
             allowed = "between 0 and 1" if share else "a number that is not negative"
             raise InputError(f"{file}: {name} must be {allowed}, got {value!r}")
-    return replace(base, **{name: float(value) for name, value in values.items()}, calibration=None)
+    figures: dict[str, Any] = {name: float(value) for name, value in values.items()}
+    return replace(base, **figures, calibration=None)
 
 
 @cache

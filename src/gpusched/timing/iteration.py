@@ -281,9 +281,7 @@ class TimingModel:
 
     def _context_token_s(self, moved_bytes: float, flops: float, rate: float) -> float:
         c = self.coefficients
-        memory_s = np.float64(
-            moved_bytes / (c.decode_attention_memory * self.gpu.memory_bytes_per_s)
-        )
+        memory_s = np.array(moved_bytes / (c.decode_attention_memory * self.gpu.memory_bytes_per_s))
         compute_s = np.array(flops / (c.prefill_attention_compute * rate))
         return float(p_norm(compute_s, memory_s, c.head_gemm[3]))
 

@@ -93,7 +93,7 @@ def read_trace(
     if not len(rows):
         raise InputError(f"{path}: no row has both prompt and output tokens")
     table = table.take(pa.array(rows))
-    prompt, output = prompt[rows].astype(np.int32), output[rows].astype(np.int32)
+    prompt_tokens, output_tokens = prompt[rows].astype(np.int32), output[rows].astype(np.int32)
     session, rounds, think = _sessions(path, table)
     arrival = _arrivals(path, table)
     if session is not None and think is not None and "arrival_s" not in names:
@@ -104,14 +104,14 @@ def read_trace(
     classes, class_names = _classes(table)
     trace = Trace(
         arrival_s=arrival - arrival.min(),
-        prompt_tokens=prompt,
-        output_tokens=output,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
         session_id=session,
         round=rounds,
         think_s=think,
         class_id=classes,
         class_names=class_names,
-        prefix=_prefixes(path, table, prompt, session),
+        prefix=_prefixes(path, table, prompt_tokens, session),
         name=path.name.split(".")[0],
     )
     order = np.argsort(trace.arrival_s, kind="stable")

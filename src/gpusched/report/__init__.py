@@ -1,0 +1,1 @@
+"""Answers for people: tables on the terminal and self-contained HTML."""

@@ -1,0 +1,197 @@
+"""Charts as SVG, coloured by CSS variables so that they follow light and dark."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from math import ceil, floor, log10
+
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve; ``x`` and ``y`` of shape (points,)."""
+
+    name: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A straight line across the chart at a value of x or y."""
+
+    label: str
+    at: float
+    axis: str = "x"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mark of a scatter chart."""
+
+    x: float
+    y: float
+    label: str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps values to pixels, by logarithm where asked."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Return the pixel of a value, held inside the chart."""
+        low, high, value = (
+            (log10(self.low), log10(self.high), log10(max(value, self.low)))
+            if self.log
+            else (self.low, self.high, value)
+        )
+        share = min(max((value - low) / ((high - low) or 1.0), 0.0), 1.0)
+        return self.start + share * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Return round values to label."""
+        if self.log:
+            low, high = ceil(log10(self.low) - 1e-9), floor(log10(self.high) + 1e-9)
+            steps = (1, 2, 5) if high - low < 3 else (1,)
+            values = [s * 10.0**e for e in range(low - 1, high + 1) for s in steps]
+            return [v for v in values if self.low <= v <= self.high]
+        span = (self.high - self.low) or 1.0
+        step = 10 ** floor(log10(span / 4))
+        step *= next((m for m in (1, 2, 5, 10) if span / (step * m) <= 5), 10)
+        first = ceil(self.low / step - 1e-9)
+        return [i * step for i in range(first, floor(self.high / step + 1e-9) + 1)]
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    rules: Sequence[Rule] = (),
+    log_x: bool = False,
+    y_top: float | None = None,
+) -> str:
+    """Return curves with a legend, straight rules and values under the pointer."""
+    xs = np.concatenate([line.x for line in lines] + [[r.at for r in rules if r.axis == "x"]])
+    ys = np.concatenate([line.y for line in lines] + [[r.at for r in rules if r.axis == "y"]])
+    xs, ys = xs[np.isfinite(xs)], ys[np.isfinite(ys)]
+    if log_x:
+        xs = xs[xs > 0]
+    low, high = (float(xs.min()), float(xs.max())) if len(xs) else (0.0, 1.0)
+    if high <= low:
+        low, high = (low * 0.9, low * 1.1 + 1e-9) if low else (0.0, 1.0)
+    if log_x:
+        low = max(low, high * 1e-5)
+    x = Scale(low, high, LEFT, WIDTH - RIGHT, log_x)
+    top = y_top if y_top is not None else (float(ys.max()) * 1.05 if len(ys) else 1.0) or 1.0
+    y = Scale(0.0, top, HEIGHT - BOTTOM, TOP)
+    body = _axes(x, y, x_label, y_label)
+    for i, line in enumerate(lines):
+        points = " ".join(
+            f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x, line.y, strict=True) if np.isfinite(a)
+        )
+        body += (
+            f'<polyline class="line c{i % 6}" data-name="{escape(line.name)}" points="{points}"/>'
+        )
+    for rule in rules:
+        body += _rule(rule, x, y)
+    legend = "".join(
+        f'<span class="key"><i class="c{i % 6}"></i>{escape(line.name)}</span>'
+        for i, line in enumerate(lines)
+    )
+    domain = f'data-x="{x.low:.6g},{x.high:.6g},{int(log_x)}" data-y="{y.low:.6g},{y.high:.6g}"'
+    return _figure(title, body, legend, domain)
+
+
+def scatter_chart(
+    points: Sequence[Point],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    rules: Sequence[Rule] = (),
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """Return marks, each with its label as a tooltip; styles are CSS classes."""
+    values = [p.x for p in points]
+    x = Scale(0.0, max(values, default=1.0) * 1.08 or 1.0, LEFT, WIDTH - RIGHT)
+    low, high = y_range or (0.0, max((p.y for p in points), default=1.0) * 1.05 or 1.0)
+    y = Scale(low, high, HEIGHT - BOTTOM, TOP)
+    body = _axes(x, y, x_label, y_label)
+    for rule in rules:
+        body += _rule(rule, x, y)
+    for point in points:
+        radius = 8 if "chosen" in point.style else 5
+        body += (
+            f'<circle class="mark {escape(point.style)}" cx="{x(point.x):.1f}" cy="{y(point.y):.1f}" '
+            f'r="{radius}" tabindex="0"><title>{escape(point.label)}</title></circle>'
+        )
+    return _figure(title, body, "", "")
+
+
+def _axes(x: Scale, y: Scale, x_label: str, y_label: str) -> str:
+    body = ""
+    for tick in y.ticks():
+        at = y(tick)
+        body += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        body += f'<text class="tick" x="{LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
+    for tick in x.ticks():
+        at = x(tick)
+        body += (
+            f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        )
+        body += (
+            f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">'
+            f"{_short(tick)}</text>"
+        )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    body += f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    up = (TOP + HEIGHT - BOTTOM) / 2
+    return body + (
+        f'<text class="axis" transform="translate(13,{up}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y_label)}</text>"
+    )
+
+
+def _rule(rule: Rule, x: Scale, y: Scale) -> str:
+    label = escape(rule.label)
+    if rule.axis == "x":
+        at = x(rule.at)
+        anchor, shift = ("end", -5) if at > WIDTH * 0.6 else ("start", 5)
+        return (
+            f'<line class="rule" data-at="{rule.at:.6g}" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" '
+            f'y2="{HEIGHT - BOTTOM}"/><text class="rule-label" x="{at + shift:.1f}" '
+            f'y="{HEIGHT - BOTTOM - 8}" text-anchor="{anchor}">{label}</text>'
+        )
+    at = y(rule.at)
+    return (
+        f'<line class="rule" data-at="{rule.at:.6g}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" '
+        f'y2="{at:.1f}"/><text class="rule-label" x="{LEFT + 6}" y="{at - 5:.1f}">{label}</text>'
+    )
+
+
+def _figure(title: str, body: str, legend: str, attributes: str) -> str:
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'role="img" aria-label="{escape(title)}" {attributes}>{body}</svg>'
+        f'<div class="legend">{legend}</div></figure>'
+    )
+
+
+def _short(value: float) -> str:
+    if value and abs(value) >= 1e4:
+        return f"{value / 1e3:g}k"
+    return f"{value:g}"
