@@ -46,19 +46,21 @@ def _kernel_cache() -> str:
 
 def kernel(function: Function) -> Function:
     """Compile a function that other kernels call."""
-    options = {"error_model": "numpy", "nogil": True, "_nrt": False, "forceinline": True}
-    compiled: Function = njit(**options)(function)
+    options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
+    compiled: Function = njit(forceinline=True, **options)(function)
     return compiled
 
 
 def entry_kernel(function: Function) -> Function:
     """Compile a function that Python calls, and keep the compiled code for later runs."""
-    previous = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _kernel_cache()
+    options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
+    config: Any = numba.config
+    previous = config.CACHE_DIR
+    config.CACHE_DIR = _kernel_cache()
     try:
-        compiled: Function = njit(error_model="numpy", nogil=True, _nrt=False, cache=True)(function)
+        compiled: Function = njit(cache=True, **options)(function)
     finally:
-        numba.config.CACHE_DIR = previous
+        config.CACHE_DIR = previous
     return compiled
 
 

@@ -15,10 +15,10 @@ BINS = 240
 def plot_trace(trace: Trace) -> str:
     """Return a self-contained HTML page, itself viewable as a picture, of a trace."""
     width_s = max(trace.duration_s / BINS, 1e-3)
-    edges = np.arange(BINS + 1) * width_s
+    edges = np.linspace(0.0, BINS * width_s, BINS + 1)
     counts, _ = np.histogram(trace.session_starts_s(), edges)
     rate = line_chart(
-        [Line("arrivals", edges[:-1], np.asarray(counts / width_s, np.float64))],
+        [Line("arrivals", edges[:-1], np.asarray(counts, np.float64) / width_s)],
         title="arrivals",
         x_label="seconds",
         y_label="requests/s",

@@ -60,6 +60,8 @@ class Coefficients:
     """Extra time per layer."""
     tp_layer_s: float = 0.0
     """Extra time per layer for each doubling of the tensor-parallel group."""
+    prefill_share: float = 1.0
+    """Cost of prompt tokens inside running batches, over that of the same tokens on their own."""
     admission_s: float = 0.008
     """HTTP, tokenizer and first scheduling of a request."""
     queue_log: float = 0.125
@@ -81,12 +83,14 @@ def coefficients_for(
     weights_dtype: str,
     framework: str,
     *,
-    mixture_of_experts: bool,
+    kind: str,
+    disaggregated: bool = False,
     fitted: bool = True,
     file: str | Path | None = None,
 ) -> Coefficients:
     """Return the coefficients of an engine: the nearest fit, else physical defaults.
 
+    ``kind`` of model: ``dense``, ``moe``, ``mla`` (latent attention) or ``linear`` (linear attention).
     ``file`` names a TOML file with one's own figures, which override the built-in ones.
 
     Raises:
@@ -111,8 +115,9 @@ def coefficients_for(
         all_reduce_bytes_per_s=_triple(reduce["gb_per_s"], 1e9),
     )
     if fitted:
-        kind = "moe" if mixture_of_experts else "dense"
-        base = _nearest_fit(base, gpu.name, family, framework, dtype_family(weights_dtype), kind)
+        base = _nearest_fit(
+            base, gpu.name, family, framework, dtype_family(weights_dtype), kind, disaggregated
+        )
     return base if file is None else _user_fit(base, Path(file))
 
 
@@ -132,24 +137,45 @@ def gpu_family(name: str) -> str:
 
 
 def _nearest_fit(
-    base: Coefficients, gpu: str, family: str, framework: str, dtype: str, kind: str
+    base: Coefficients,
+    gpu: str,
+    family: str,
+    framework: str,
+    dtype: str,
+    kind: str,
+    disaggregated: bool,
 ) -> Coefficients:
-    """Apply the fit that agrees in the most: GPU, then framework, dtype and family."""
+    """Apply the fit that agrees in the most, the framework and the number format first.
+
+    Fits to engines of another GPU family, or of neither this framework nor this format, say
+    nothing about this one. Only a full match carries its calibration.
+    """
     best, best_score = None, 0
     for fit in _tables().get("fit", ()):
-        if fit["kind"] != kind or fit["family"] != family:
-            continue
-        same_framework, same_dtype = fit["framework"] == framework, fit["dtype"] == dtype
-        score = 8 * same_framework + 4 * same_dtype + 2 * (gpu in fit["gpus"])
-        if (same_framework or same_dtype) and score > best_score:
+        same = (
+            (32, fit["framework"] == framework),
+            (16, fit["dtype"] == dtype),
+            (8, fit["kind"] == kind),
+            (4, fit["gpu"] == gpu),
+            (2, (fit["kind"] == "dense") == (kind == "dense")),
+            (1, fit["disaggregated"] == disaggregated),
+        )
+        score = sum(points for points, holds in same if holds)
+        related = gpu_family(fit["gpu"]) == family and score >= 16 and same[4][1]
+        if related and score > best_score:
             best, best_score = fit, score
     if best is None:
         return base
-    exact = best_score == 14
-    keep = TUNABLE if best["dtype"] == dtype else [n for n in TUNABLE if not n.startswith("gemm")]
-    values = {name: best[name] for name in keep if name in best}
-    calibration = Calibration(**best["calibration"]) if exact else None
-    return replace(base, **values, calibration=calibration)
+    same_format = best["dtype"] == dtype
+    values = {
+        name: best[name]
+        for name in TUNABLE
+        if name in best and (same_format or not name.startswith(("gemm", "moe_c", "moe_m")))
+    }
+    exact = best_score == 63
+    return replace(
+        base, **values, calibration=Calibration(**best["calibration"]) if exact else None
+    )
 
 
 def _all_reduce_guess(gpu: Gpu) -> dict[str, list[float]]:

@@ -315,6 +315,7 @@ def timing_model(
     weights_dtype: str | None = None,
     kv_cache_dtype: str = "bf16",
     framework: str = "vllm",
+    disaggregated: bool = False,
     level: int = 2,
     file: str | Path | None = None,
 ) -> TimingModel:
@@ -332,11 +333,21 @@ def timing_model(
         gpu,
         dtype,
         framework,
-        mixture_of_experts=model.moe is not None,
+        kind=model_kind(model),
+        disaggregated=disaggregated,
         fitted=level >= 2,
         file=file,
     )
     return TimingModel(model, gpu, parallelism, dtype, kv_cache_dtype, coefficients)
+
+
+def model_kind(model: Model) -> str:
+    """Return what engines treat alike: ``dense``, ``moe``, ``mla`` or ``linear``."""
+    if model.linear_attention is not None:
+        return "linear"
+    if not isinstance(model.attention, GroupedQueryAttention):
+        return "mla"
+    return "moe" if model.moe is not None else "dense"
 
 
 def graph_size(batch: Floats) -> Floats:

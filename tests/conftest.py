@@ -1,0 +1,15 @@
+"""Shared fixtures."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with public traces and measurements; tests that need it skip without it."""
+    folder = Path(os.environ.get("GPUSCHED_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "traces").is_dir():
+        pytest.skip("no folder with public traces (set GPUSCHED_SHARED)")
+    return folder
