@@ -23,13 +23,15 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from gpusched.domain.catalog import load_gpu, load_model
+from gpusched.domain.dtypes import WEIGHT_BYTES
 from gpusched.domain.engine import EngineSettings
 from gpusched.domain.parallel import Parallelism
 from gpusched.errors import InputError
 from gpusched.timing import coefficients as tables
 from gpusched.timing.coefficients import dtype_family
 from gpusched.timing.iteration import model_kind, timing_model
-from gpusched.timing.memory import memory
+from gpusched.timing.memory import memory, weights_bytes
+from gpusched.timing.operators import experts_read
 from gpusched.timing.serving import aggregated, disaggregated
 
 ROOT = Path(__file__).parents[1]
@@ -49,12 +51,18 @@ AICONFIGURATOR_TPOT = {
     ("DeepSeek-V3", "h200_sxm", "trtllm"): 14.3,
 }  # fmt: skip
 UNTRUSTED = {
-    ("nvidia/Llama-3.1-8B-Instruct-FP8", "h200_sxm", "vllm"): "faster than the weights can be read",
-    ("Qwen/Qwen3-235B-A22B-FP8", "h200_sxm", "vllm"): "layout columns contradict each other",
+    ("Llama-3.1-8B-Instruct-FP8", "h200_sxm", "vllm"): "faster than the weights can be read",
+    ("Qwen3-235B-A22B-FP8", "h200_sxm", "vllm"): "layout columns contradict each other",
+}
+MTP = "multi-token prediction: twice as fast as the same model, GPUs and engine without it"
+SPECULATIVE = {
+    ("DeepSeek-R1", "b200_sxm", "trtllm", "1.2.0rc6.post3"): MTP,
+    ("DeepSeek-R1", "h200_sxm", "trtllm", "1.1.0rc2.post2"): MTP,
 }
 DTYPES = {"": "bf16", "bf16": "bf16", "fp8": "fp8", "fp4": "nvfp4", "int4": "int4"}
 # Fitted figures: start of additive times, and how far the fit may move each, in log units.
-TIMES = {"host_s": (5e-4, 1.2), "layer_s": (4e-6, 1.2), "tp_layer_s": (2e-6, 1.0), "sequence_s": (1e-5, 1.2)}
+TIMES = {"host_s": (5e-4, 1.2), "layer_s": (4e-6, 1.2), "tp_layer_s": (2e-6, 1.0), "sequence_s": (1e-5, 1.2),
+         "ep_imbalance": (0.05, 1.2)}
 SHARES = {"gemm_compute": 0.3, "gemm_memory": 0.15, "moe_compute": 0.5, "moe_memory": 0.35,
           "decode_attention_memory": 0.3, "prefill_attention_compute": 0.3, "prefill_share": 0.4}  # fmt: skip
 
@@ -73,6 +81,8 @@ def layout(row, prefix=""):
     tp, dp, pp = (size(row, f"{prefix}{name}_size") for name in ("tp", "attention_dp", "pp"))
     moe_tp, moe_ep = size(row, f"{prefix}moe_tp_size"), size(row, f"{prefix}moe_ep_size")
     group = tp * dp
+    if tp == dp > 1 and moe_tp * moe_ep == group:
+        tp, moe_tp, moe_ep, group = 1, 1, dp, dp
     if moe_tp == moe_ep > 1 and group == moe_tp * moe_ep:
         tp, dp = (moe_tp, 1) if dp == 1 else (1, moe_tp)
         group = moe_tp
@@ -90,7 +100,7 @@ def key_of(row, *, with_users):
 
 
 def usable(rows):
-    """Yield (row, case) for rows that can be predicted, and count the others by reason."""
+    """Return the rows that can be predicted, and count the others by reason."""
     skipped, cases, seen = Counter(), [], set()
     for row in rows:
         key = key_of(row, with_users=True)
@@ -107,13 +117,49 @@ def usable(rows):
         if not (number(row, "tpot_ms", 0) > 0 and number(row, "ttft_ms", 0) > 0):
             skipped["no measured latency"] += 1
             continue
-        if row["mode"] == "disagg":
-            large = load_model(row["model_path"]).parameters > 1e11
-            if large and layout(row, "decode_").gpus == 1:
-                skipped["disaggregated, layout not stated"] += 1
-                continue
         cases.append(row)
     return cases, skipped
+
+
+def doubt(row):
+    """Return why a row describes no engine that could have given its figures, or None."""
+    model, gpu, dtype = load_model(row["model_path"]), load_gpu(row["system"]), dtype_of(row)
+    disagg = row["mode"] == "disagg"
+    if disagg and not row["decode_num_workers"]:
+        return "disaggregated, number of workers not stated"
+    for p in [layout(row, side) for side in (("prefill_", "decode_") if disagg else ("",))]:
+        if model.attention.query_heads % p.tp:
+            return "tensor parallelism does not divide the attention heads"
+        if weights_bytes(model, p, dtype) > gpu.memory_bytes:
+            return "weights exceed the memory of the stated GPUs"
+    if number(row, "tpot_ms") < 1e3 * reading_s(row, model, gpu, p):
+        return "faster than memory can be read: speculative decoding, or fewer requests at a time"
+    known = (row["model_path"].split("/")[-1], row["system"], row["backend"])
+    return SPECULATIVE.get((*known, row["backend_version"])) or UNTRUSTED.get(known)
+
+
+def reading_s(row, model, gpu, p):
+    """Return the least time of a decode step: reading weights and cache at the full bandwidth."""
+    workers = number(row, "decode_num_workers")
+    batch = users(row) / workers if row["mode"] == "agg" else 1.0
+    width = WEIGHT_BYTES[dtype_of(row)]
+    read_bytes = weights_bytes(model, p, dtype_of(row))
+    if model.moe is not None:
+        idle = model.moe.experts - float(experts_read(model.moe.experts, model.moe.top_k, np.array(batch)))
+        read_bytes -= model.moe_layers * idle * model.expert_parameters * width / (p.tp * p.dp)
+    read_bytes -= model.embedding_parameters * (0 if model.tied_embeddings else 2.0) / p.tp
+    return read_bytes / gpu.memory_bytes_per_s
+
+
+def users(row):
+    """Return the concurrency; where it is missing, the batch of all data-parallel ranks."""
+    return number(row, "concurrency", 0) or number(row, "batch_size") * layout(row).dp
+
+
+def kv_dtype_of(row):
+    """Return the KV format: benchmarks of quantised weights set fp8, GPT-OSS on Hopper aside."""
+    dtype, old = dtype_of(row), row["system"][0] == "h" and row["backend"] != "trtllm"
+    return "bf16" if dtype == "bf16" or (dtype == "mxfp4" and old) else "fp8"
 
 
 def case_group(row):
@@ -135,7 +181,7 @@ class Batch:
         row = rows[0]
         self.rows, self.disagg = rows, row["mode"] == "disagg"
         model, gpu, dtype = load_model(row["model_path"]), load_gpu(row["system"]), dtype_of(row)
-        kv = "fp8" if row["backend"] == "trtllm" and dtype != "bf16" else "bf16"
+        kv = kv_dtype_of(row)
 
         def timing(parallelism):
             return timing_model(model, gpu, parallelism, weights_dtype=dtype, kv_cache_dtype=kv,
@@ -145,11 +191,12 @@ class Batch:
             self.prefill, self.timing = timing(layout(row, "prefill_")), timing(layout(row, "decode_"))
         else:
             self.timing = timing(layout(row))
-            use = memory(model, gpu, self.timing.parallelism, EngineSettings(), weights_dtype=dtype,
-                         kv_cache_dtype=kv, max_num_batched_tokens=8192)  # fmt: skip
-            self.kv_tokens = max(use.kv_blocks(16, 256) * 16, 1)
+            use = memory(model, gpu, self.timing.parallelism, EngineSettings(gpu_memory_utilization=0.97),
+                         weights_dtype=dtype, kv_cache_dtype=kv, max_num_batched_tokens=2048)  # fmt: skip
+            self.kv_tokens = max(use.kv_blocks(16, 1) * 16, 65536)
         column = {k: np.array([number(r, k) for r in rows]) for k in
                   ("isl", "osl", "concurrency", "ttft_ms", "tpot_ms", "prefill_num_workers", "decode_num_workers")}  # fmt: skip
+        column["concurrency"] = np.array([users(r) for r in rows])
         self.column = column
 
     def predict(self, change=None):
@@ -213,7 +260,7 @@ def fit_group(rows, prior, evaluations):
 
 def fit(rows):
     """Fit every group, first pooled over GPUs to have a prior, and write the figures."""
-    train = [r for r in rows if is_fitted(r) and (r["model_path"], r["system"], r["backend"]) not in UNTRUSTED]
+    train = [r for r in rows if is_fitted(r) and doubt(r) is None]
     by_group, by_engine = defaultdict(list), defaultdict(list)
     for row in train:
         gpu, engine, dtype, kind, disagg = case_group(row)
@@ -279,16 +326,17 @@ def main():
     if args.fit:
         fit(rows)
     fitted = set(FITTED_ROWS.read_text().split()) if FITTED_ROWS.exists() else set()
-    held = [r for r in rows if key_of(r, with_users=True) not in fitted]
+    unseen = [r for r in rows if key_of(r, with_users=True) not in fitted]
+    doubts = {id(r): doubt(r) for r in unseen}
+    held = [r for r in unseen if doubts[id(r)] is None]
+    doubted = [r for r in unseen if doubts[id(r)] is not None]
+    skipped.update(f"doubtful: {doubts[id(r)]}" for r in doubted)
     seen = [r for r in rows if key_of(r, with_users=True) in fitted]
     results, plain = evaluate(held, 2), evaluate(held, 1)
 
     def figures(chosen):
         return {"rows": len(chosen), **{f"{k}_{n}": v for k, i in (("ttft", 1), ("tpot", 2))
                                         for n, v in summary([c[i] for c in chosen]).items()}}  # fmt: skip
-
-    def trusted(chosen):
-        return [c for c in chosen if (c[0]["model_path"], c[0]["system"], c[0]["backend"]) not in UNTRUSTED]
 
     def of_kind(chosen, dense):
         return [c for c in chosen if (load_model(c[0]["model_path"]).moe is None) == dense]
@@ -302,11 +350,11 @@ def main():
     lines = [(key, figures(cases), figures(base[key])) for key, cases in sorted(groups.items())]
     overall, unfitted = figures(results), figures(plain)
     parts = {
-        "dense": figures(of_kind(trusted(results), True)), "moe": figures(of_kind(trusted(results), False)),
-        "trusted": figures(trusted(results)),
-        "aggregated": figures([c for c in trusted(results) if c[0]["mode"] == "agg"]),
-        "disaggregated": figures([c for c in trusted(results) if c[0]["mode"] == "disagg"]),
-        "fitted rows": figures(trusted(evaluate(seen, 2))) if seen else None,
+        "dense": figures(of_kind(results, True)), "moe": figures(of_kind(results, False)),
+        "with doubtful": figures(results + evaluate(doubted, 2)),
+        "aggregated": figures([c for c in results if c[0]["mode"] == "agg"]),
+        "disaggregated": figures([c for c in results if c[0]["mode"] == "disagg"]),
+        "fitted rows": figures(evaluate(seen, 2)) if seen else None,
     }  # fmt: skip
     if args.json:
         table = []

@@ -60,6 +60,8 @@ class Coefficients:
     """Extra time per layer."""
     tp_layer_s: float = 0.0
     """Extra time per layer for each doubling of the tensor-parallel group."""
+    ep_imbalance: float = 0.0
+    """Growth of the busiest rank's expert work with each doubling of the expert-parallel group."""
     prefill_share: float = 1.0
     """Cost of prompt tokens inside running batches, over that of the same tokens on their own."""
     admission_s: float = 0.008
@@ -90,7 +92,8 @@ def coefficients_for(
 ) -> Coefficients:
     """Return the coefficients of an engine: the nearest fit, else physical defaults.
 
-    ``kind`` of model: ``dense``, ``moe``, ``mla`` (latent attention) or ``linear`` (linear attention).
+    ``kind`` of model: ``dense``, ``moe``, ``mla`` (latent attention), ``sparse`` (latent, sparse)
+    or ``linear`` (linear attention).
     ``file`` names a TOML file with one's own figures, which override the built-in ones.
 
     Raises:

@@ -260,8 +260,9 @@ class TimingModel:
         weight_bytes = read * self.model.expert_parameters * WEIGHT_BYTES[self.weights_dtype]
         memory_s = weight_bytes / (c.moe_memory * self.gpu.memory_bytes_per_s)
         longer, shorter = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
+        busiest = 1.0 + c.ep_imbalance * np.log2(p.ep)
         router = bf16_gemm_for(self.gpu, c).time_s(m, moe.experts, h)
-        total = router + c.moe_fixed_s + longer + c.moe_overlap * shorter
+        total = router + c.moe_fixed_s + busiest * (longer + c.moe_overlap * shorter)
         if moe.shared_dim:
             total = total + self._ffn_s(m, moe.shared_dim)
         if p.dp > 1:
@@ -342,11 +343,11 @@ def timing_model(
 
 
 def model_kind(model: Model) -> str:
-    """Return what engines treat alike: ``dense``, ``moe``, ``mla`` or ``linear``."""
+    """Return what engines treat alike: ``dense``, ``moe``, ``mla``, ``sparse`` or ``linear``."""
     if model.linear_attention is not None:
         return "linear"
     if not isinstance(model.attention, GroupedQueryAttention):
-        return "mla"
+        return "mla" if model.attention.sparse_top_k is None else "sparse"
     return "moe" if model.moe is not None else "dense"
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from gpusched.timing.iteration import TimingModel, graph_size
 from gpusched.timing.operators import Floats
 
-ROUNDS = 40
+ROUNDS = 16
 
 
 def decode_step_s(timing: TimingModel, batch: Floats, context: Floats) -> Floats:
@@ -15,7 +15,9 @@ def decode_step_s(timing: TimingModel, batch: Floats, context: Floats) -> Floats
     )
     low, high = np.floor(batch), np.ceil(batch)
     share = batch - low
-    whole = timing.tokens_s(graph_size(low)) * (1 - share) + timing.tokens_s(graph_size(high)) * share
+    whole = (
+        timing.tokens_s(graph_size(low)) * (1 - share) + timing.tokens_s(graph_size(high)) * share
+    )
     return whole + timing.logits_s(batch) + timing.decode_fixed_s + batch * attention_s
 
 
@@ -25,7 +27,8 @@ def lone_prefill_s(timing: TimingModel, prompt: Floats) -> Floats:
     inside = np.minimum(prompt, window)
     windowed = inside * (inside + 1) / 2 + (prompt - inside) * window
     attention_s = timing.work_s * pairs + timing.window_work_s * windowed
-    return timing.tokens_s(prompt) + timing.logits_s(np.ones_like(prompt)) + timing.prefill_fixed_s + attention_s
+    tokens_s = timing.tokens_s(prompt) + timing.logits_s(np.ones_like(prompt))
+    return np.asarray(tokens_s + timing.prefill_fixed_s + attention_s)
 
 
 def added_prefill_s(timing: TimingModel, prompt: Floats, batch: Floats) -> Floats:
