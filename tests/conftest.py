@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +14,7 @@ def shared() -> Path:
     if not (folder / "traces").is_dir():
         pytest.skip("no folder with public traces (set GPUSCHED_SHARED)")
     return folder
+
+
+settings.register_profile("gpusched", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gpusched")

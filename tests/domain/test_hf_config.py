@@ -65,7 +65,13 @@ CONFIGS = {
 def test_reads_what_the_catalog_says(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]))
     read, known = load_model(str(tmp_path / "config.json")), load_model(name)
-    for field in ("parameters", "active_parameters", "sliding_layers", "linear_layers", "dense_layers"):
+    for field in (
+        "parameters",
+        "active_parameters",
+        "sliding_layers",
+        "linear_layers",
+        "dense_layers",
+    ):
         assert getattr(read, field) == getattr(known, field), field
     assert read.kv_bytes_per_token() == known.kv_bytes_per_token()
     if "quantization_config" in CONFIGS[name]:
@@ -80,13 +86,25 @@ def test_missing_key_is_named(tmp_path):
 
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-5, 10**6), st.text(max_size=4), st.floats(), st.lists(st.integers(), max_size=3)
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 10**6),
+    st.text(max_size=4),
+    st.floats(),
+    st.lists(st.integers(), max_size=3),
 )
 
 
-@given(st.sampled_from(sorted(CONFIGS)), st.dictionaries(st.sampled_from(sorted({k for c in CONFIGS.values() for k in c})), VALUES, max_size=3))
+@given(
+    st.sampled_from(sorted(CONFIGS)),
+    st.dictionaries(
+        st.sampled_from(sorted({k for c in CONFIGS.values() for k in c})), VALUES, max_size=3
+    ),
+)
 def test_damaged_configs_give_a_model_or_a_clear_error(name, changes):
     try:
-        assert isinstance(model_from_config({**CONFIGS[name], **changes}, name="x", origin="f"), Model)
+        assert isinstance(
+            model_from_config({**CONFIGS[name], **changes}, name="x", origin="f"), Model
+        )
     except InputError as error:
         assert str(error)

@@ -99,7 +99,9 @@ def test_all_problems_are_told_at_once():
     assert len(str(caught.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize("text", ["", "- a", "a: [1", "\t", "{", "null", "1: 2", "a: &x [*x]", "!!python/object:os {}"])
+@pytest.mark.parametrize(
+    "text", ["", "- a", "a: [1", "\t", "{", "null", "1: 2", "a: &x [*x]", "!!python/object:os {}"]
+)
 def test_malformed_documents(text):
     with pytest.raises(InputError):
         spec_from(parse_document(text, "f"))
@@ -114,10 +116,18 @@ def test_any_text_is_a_spec_or_a_clear_error(text):
 
 
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.sampled_from(["h100_sxm", "chat", "cost"])
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["h100_sxm", "chat", "cost"]),
 )
 NESTED = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
 )
 FIELDS = [
     ("model",), ("weights_dtype",), ("cluster",), ("cluster", "nodes"), ("cluster", "nodes", 0), ("cluster", "nodes", 0, "gpu"),

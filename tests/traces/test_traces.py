@@ -88,8 +88,22 @@ def test_lengths_only_need_a_rate(tmp_path):
 
 def test_gateway_log(tmp_path):
     rows = [
-        {"arrival_s": 1.0, "prompt_tokens": 9, "output_tokens": 3, "ttft_s": 0.1, "class": "fast", "status": 200},
-        {"arrival_s": 2.5, "prompt_tokens": 7, "output_tokens": 2, "ttft_s": 0.1, "class": "slow", "status": 200},
+        {
+            "arrival_s": 1.0,
+            "prompt_tokens": 9,
+            "output_tokens": 3,
+            "ttft_s": 0.1,
+            "class": "fast",
+            "status": 200,
+        },
+        {
+            "arrival_s": 2.5,
+            "prompt_tokens": 7,
+            "output_tokens": 2,
+            "ttft_s": 0.1,
+            "class": "slow",
+            "status": 200,
+        },
     ]
     trace = read_trace(write(tmp_path, "log.jsonl", "\n".join(map(json.dumps, rows))))
     assert trace.class_names == ("fast", "slow")
@@ -110,7 +124,7 @@ def test_gateway_log(tmp_path):
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", ["row 1", "TIMESTAMP", "yesterday"]),
         ('{"timestamp": 0, "input_length"', ["malformed"]),
         ("arrival_s,prompt_tokens,output_tokens\n0,0,0\n", ["no row"]),
-        ("arrival_s,prompt_tokens,output_tokens\n0,99999999999,1\n", ["row 1", "99999999999"[:3]]),
+        ("arrival_s,prompt_tokens,output_tokens\n0,99999999999,1\n", ["row 1", "prompt_tokens", "1e+11"]),
         (b"PAR1garbage", ["not a readable file"]),
         (b"\x1f\x8bgarbage", ["gzip"]),
     ],
@@ -133,7 +147,9 @@ def test_any_bytes_are_a_trace_or_a_clear_error(tmp_path_factory, data, headed):
         assert str(error)
 
 
-JSON = st.recursive(st.none() | st.integers() | st.floats() | st.text(max_size=4), lambda s: st.lists(s, max_size=3))
+JSON = st.recursive(
+    st.none() | st.integers() | st.floats() | st.text(max_size=4), lambda s: st.lists(s, max_size=3)
+)
 
 
 @given(st.lists(st.fixed_dictionaries({}, optional={
@@ -212,7 +228,9 @@ def test_generated_lengths_follow_their_profile(name):
 def test_generation_is_deterministic():
     one, two = (generate("agent", 5, 300, seed=4) for _ in range(2))
     assert np.array_equal(one.prompt_tokens, two.prompt_tokens)
-    assert not np.array_equal(one.arrival_s, generate("agent", 5, 300, seed=5).arrival_s[: len(one)])
+    assert not np.array_equal(
+        one.arrival_s, generate("agent", 5, 300, seed=5).arrival_s[: len(one)]
+    )
 
 
 def test_sessions_reach_the_rate_asked():

@@ -78,7 +78,7 @@ def validate(section: type[SectionT], values: Mapping[str, Any], origin: str) ->
         return section.model_validate(values)
     except ValidationError as error:
         lines = dict.fromkeys(_explain(section, problem) for problem in error.errors())
-        lines = {line: None for line in lines if "after validation" not in line}
+        lines = {line: None for line in lines if "after validation" not in line} or lines
         raise InputError("\n".join(f"{origin}: {line}" for line in lines)) from None
     except RecursionError:
         raise InputError(f"{origin}: nested too deeply") from None
@@ -90,7 +90,8 @@ def absolute_path(value: str, folder: Path) -> str:
 
 
 def _explain(section: type[Section], problem: Mapping[str, Any]) -> str:
-    location = [part for part in problem["loc"] if not _is_tag(part)]
+    *outer, last = problem["loc"] or ("",)
+    location = [*(part for part in outer if not _is_tag(part)), last]
     field = ".".join(str(part) for part in location).replace("slo.classes.default", "slo")
     field = field or "the document"
     got = _shorten(problem.get("input"))

@@ -68,15 +68,15 @@ def against(trace: Trace, profile: Profile) -> dict[str, Any]:
     report = {}
     for name in ("prompt_tokens", "output_tokens"):
         values, table = np.sort(getattr(trace, name)), getattr(profile, name)
-        shares = (np.arange(20_000) + 0.5) / 20_000
-        model = np.sort(draw(table, shares))
-        own = np.searchsorted(values, model, side="right") / len(values)
+        model = np.rint(draw(table, (np.arange(20_000) + 0.5) / 20_000))
+        points = np.unique(np.concatenate((values, model)))
+        gaps = (np.searchsorted(v, points, side="right") / len(v) for v in (values, model))
         report[name] = {
             "quantiles": [
                 {"share": s, "trace": float(np.quantile(values, s)), "profile": q}
                 for s, q in zip(LEVELS, table, strict=True)
             ],
-            "ks_distance": float(np.abs(own - shares).max()),
+            "ks_distance": float(np.abs(np.subtract(*gaps)).max()),
         }
     return report
 

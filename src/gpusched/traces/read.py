@@ -69,7 +69,10 @@ def read_trace(
     table = _load_table(path)
     if table.num_rows == 0:
         raise InputError(f"{path}: the trace is empty; it needs at least one request")
-    names = table.column_names
+    try:
+        names = table.column_names
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file; expected CSV, JSON lines or parquet") from None
     prompt_name, output_name = _pick(names, PROMPT), _pick(names, OUTPUT)
     if prompt_name is None or output_name is None:
         formats = "; ".join(f"{name}: {columns}" for name, columns in FORMATS.items())
