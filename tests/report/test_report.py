@@ -4,6 +4,7 @@ import html.parser
 import re
 import shutil
 import subprocess
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_page_is_self_contained(page):
 
 def test_page_is_well_formed(page):
     class Tags(html.parser.HTMLParser):
-        stack: list[str] = []
+        stack: ClassVar[list[str]] = []
 
         def handle_starttag(self, tag, attrs):
             if tag not in ("meta", "line", "circle", "polyline", "br"):
