@@ -13,7 +13,7 @@ import timing_accuracy as accuracy
 
 from gpusched.domain.catalog import load_model
 
-WIDTH, HEIGHT, LEFT, TOP, SIDE = 760, 420, 64, 46, 330
+WIDTH, HEIGHT, LEFT, TOP, SIDE = 880, 420, 64, 46, 330
 LOW, HIGH = 1.0, 300.0
 
 

@@ -17,7 +17,8 @@ class Calibration:
 
     rows: int
     tpot_error: float
-    """Mean absolute relative error on configurations kept out of the fit."""
+    """Mean absolute relative error on configurations kept out of the fit; without any, twice that
+    of the fitted ones."""
     ttft_error: float
     max_tp: int
     max_batch: int
@@ -70,6 +71,8 @@ class Coefficients:
     """Growth of the wait before prefill with log2 of the concurrency, in prefill times."""
     queue_linear: float = 0.0
     """The same, linear in the concurrency: what is left of a burst at the start."""
+    queue_load: float = 0.0
+    """The same, linear in the concurrency and in the share of time that goes into prefill."""
     calibration: Calibration | None = None
 
 

@@ -55,7 +55,9 @@ def aggregated(
     added_s = added_prefill_s(timing, prompt, batch)
     tpot_s = decode_step_s(timing, np.maximum(batch, 1.0), prompt + output / 2)
     tpot_s = tpot_s + np.maximum(batch - 1.0, 0.0) * added_s / output
-    wait = 1.0 + c.queue_log * np.log2(np.maximum(batch, 1.0)) + c.queue_linear * batch
+    busy = np.minimum(np.maximum(batch - 1.0, 0.0) * added_s / (output * tpot_s), 1.0)
+    wait = 1.0 + c.queue_log * np.log2(np.maximum(batch, 1.0))
+    wait = wait + (c.queue_linear + c.queue_load * busy) * batch
     ttft_s = c.admission_s + wait * (added_s + tpot_s)
     excess = np.maximum(users / dp / room - 1.0, 0.0)
     return ttft_s + excess * output * tpot_s, tpot_s
