@@ -1,6 +1,6 @@
 """Draw the README's picture: measured against predicted TPOT of rows never fitted.
 
-    python benchmarks/readme_figure.py [--data FILE] [-o docs/accuracy.svg]
+python benchmarks/readme_figure.py [--data FILE] [-o docs/accuracy.svg]
 """
 
 import argparse
@@ -22,14 +22,22 @@ def place(value):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=accuracy.ROOT.parent / "shared/data/measured_serving.csv.gz")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=accuracy.ROOT.parent / "shared/data/measured_serving.csv.gz"
+    )
     parser.add_argument("-o", "--output", type=Path, default=accuracy.ROOT / "docs/accuracy.svg")
     args = parser.parse_args()
     with gzip.open(args.data, "rt", newline="") as file:
         rows, _ = accuracy.usable(list(csv.DictReader(file)))
     fitted = set(accuracy.FITTED_ROWS.read_text().split())
-    held = [r for r in rows if accuracy.key_of(r, with_users=True) not in fitted and accuracy.doubt(r) is None]
+    held = [
+        r
+        for r in rows
+        if accuracy.key_of(r, with_users=True) not in fitted and accuracy.doubt(r) is None
+    ]
     marks, errors = "", {"dense": [], "moe": []}
     for row, _, error in accuracy.evaluate(held, 2):
         kind = "dense" if load_model(row["model_path"]).moe is None else "moe"
@@ -41,22 +49,27 @@ def main():
     for value in (1, 3, 10, 30, 100, 300):
         at = place(value)
         axes += f'<path class="grid" d="M{LEFT + at:.1f} {TOP}v{SIDE}M{LEFT} {TOP + SIDE - at:.1f}h{SIDE}"/>'
-        axes += f'<text x="{LEFT + at:.1f}" y="{TOP + SIDE + 17}" text-anchor="middle">{value}</text>'
-        axes += f'<text x="{LEFT - 8}" y="{TOP + SIDE - at + 4:.1f}" text-anchor="end">{value}</text>'
+        axes += (
+            f'<text x="{LEFT + at:.1f}" y="{TOP + SIDE + 17}" text-anchor="middle">{value}</text>'
+        )
+        axes += (
+            f'<text x="{LEFT - 8}" y="{TOP + SIDE - at + 4:.1f}" text-anchor="end">{value}</text>'
+        )
     shift = place(1.2 * LOW)
     band = "".join(
         f'<path class="band" d="M{LEFT + max(-d, 0):.1f} {TOP + SIDE - max(d, 0):.1f}L{LEFT + SIDE - max(d, 0):.1f} {TOP + max(-d, 0):.1f}"/>'
         for d in (shift, -shift)
     )
     words = [
-        (f"{len(held)} measured configurations the model never saw", "b"),
+        (f"{len(held)} measured rows the model never saw", "b"),
         ("vLLM, SGLang and TensorRT-LLM on H100, H200,", ""), ("B200, B300, GB200 and GB300", ""), ("", ""),
         (f"dense models: mean error {np.mean(errors['dense']):.1%}, median {np.median(errors['dense']):.1%}", "dense"),
         (f"mixtures of experts: mean {np.mean(errors['moe']):.1%}, median {np.median(errors['moe']):.1%}", "moe"),
         ("", ""), ("dashed: 20 % off", ""),
     ]  # fmt: skip
     side = "".join(
-        f'<text class="{style}" x="{LEFT + SIDE + 26}" y="{TOP + 24 + 23 * i}">{text}</text>' for i, (text, style) in enumerate(words)
+        f'<text class="{style}" x="{LEFT + SIDE + 26}" y="{TOP + 24 + 23 * i}">{text}</text>'
+        for i, (text, style) in enumerate(words)
     )
     style = (
         "svg{--ink:#1b2430;--soft:#8a94a1;--d:#1f6fb2;--m:#d9822b}"

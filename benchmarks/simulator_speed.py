@@ -28,10 +28,17 @@ REFERENCE_REQUESTS = 2000
 
 def fleets():
     """Return the benchmark's fleets with the rate each is offered, and its goal."""
-    timing = timing_model(load_model("llama-3.1-8b"), load_gpu("h100_sxm"), Parallelism(), level=1).compile()
+    timing = timing_model(
+        load_model("llama-3.1-8b"), load_gpu("h100_sxm"), Parallelism(), level=1
+    ).compile()
 
     def pool(**changes):
-        settings = {"name": "engines", "timing": timing, "kv_blocks": 24_000, "prefix_caching": False}
+        settings = {
+            "name": "engines",
+            "timing": timing,
+            "kv_blocks": 24_000,
+            "prefix_caching": False,
+        }
         return Pool(**{**settings, **changes})
 
     return {
@@ -54,7 +61,9 @@ def best_time(call, repeats=3):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -69,7 +78,12 @@ def main():
         began = time.perf_counter()
         slow = Reference(fleet, short, None, 0).run()
         reference = REFERENCE_REQUESTS / (time.perf_counter() - began)
-        same = np.allclose([r.last_token_s for r in slow.requests], simulate(fleet, short).finish_s, rtol=1e-9, equal_nan=True)
+        same = np.allclose(
+            [r.last_token_s for r in slow.requests],
+            simulate(fleet, short).finish_s,
+            rtol=1e-9,
+            equal_nan=True,
+        )
         tracemalloc.start()
         simulate(fleet, trace)
         peak = tracemalloc.get_traced_memory()[1]
@@ -82,7 +96,15 @@ def main():
             "iterations": sum(p.iterations for p in result.pools), "equal_to_reference": bool(same),
         })  # fmt: skip
     if args.json:
-        print(json.dumps({"benchmark": "simulator_speed", "seconds": time.perf_counter() - started, "rows": rows}))
+        print(
+            json.dumps(
+                {
+                    "benchmark": "simulator_speed",
+                    "seconds": time.perf_counter() - started,
+                    "rows": rows,
+                }
+            )
+        )
         return
     for row in rows:
         print(f"{row['name']:32s} {row['value'] / 1e6:6.2f} M/s (whole call {row['whole_call_requests_per_s'] / 1e6:5.2f})  goal "

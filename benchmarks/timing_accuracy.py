@@ -64,8 +64,13 @@ SPECULATIVE = {
 }
 DTYPES = {"": "bf16", "bf16": "bf16", "fp8": "fp8", "fp4": "nvfp4", "int4": "int4"}
 # Fitted figures: start of additive times, and how far the fit may move each, in log units.
-TIMES = {"host_s": (5e-4, 1.2), "layer_s": (4e-6, 1.2), "tp_layer_s": (2e-6, 1.0), "sequence_s": (1e-5, 1.2),
-         "ep_imbalance": (0.05, 1.2)}
+TIMES = {
+    "host_s": (5e-4, 1.2),
+    "layer_s": (4e-6, 1.2),
+    "tp_layer_s": (2e-6, 1.0),
+    "sequence_s": (1e-5, 1.2),
+    "ep_imbalance": (0.05, 1.2),
+}
 SHARES = {"gemm_compute": 0.3, "gemm_memory": 0.15, "moe_compute": 0.5, "moe_memory": 0.35,
           "decode_attention_memory": 0.3, "prefill_attention_compute": 0.3, "prefill_share": 0.4}  # fmt: skip
 
@@ -105,7 +110,16 @@ def layout(row, prefix=""):
 
 def key_of(row, *, with_users):
     """Return the row's configuration as text, its concurrency too if asked."""
-    dropped = {"contradiction", "ttft_ms", "tpot_ms", "concurrency", "batch_size", "prefill_batch_size", "decode_batch_size", "backend_version"}
+    dropped = {
+        "contradiction",
+        "ttft_ms",
+        "tpot_ms",
+        "concurrency",
+        "batch_size",
+        "prefill_batch_size",
+        "decode_batch_size",
+        "backend_version",
+    }
     parts = [f"{k}={v}" for k, v in sorted(row.items()) if k not in dropped]
     if with_users:
         parts += [f"{k}={row[k]}" for k in ("concurrency", "ttft_ms", "tpot_ms")]
@@ -144,11 +158,20 @@ def mark_contradictions(rows):
     for group in alike.values():
         for row in group:
             fewer = [r for r in group if users(r) <= users(row)]
-            same = [r for r in fewer if users(r) == users(row) and r["backend_version"] == row["backend_version"]]
+            same = [
+                r
+                for r in fewer
+                if users(r) == users(row) and r["backend_version"] == row["backend_version"]
+            ]
             tpot = number(row, "tpot_ms")
-            slowest, quickest = max(number(r, "tpot_ms") for r in fewer), min(number(r, "tpot_ms") for r in same)
+            slowest, quickest = (
+                max(number(r, "tpot_ms") for r in fewer),
+                min(number(r, "tpot_ms") for r in same),
+            )
             if slowest > CONTRADICTION * tpot or tpot > CONTRADICTION * quickest:
-                row["contradiction"] = "contradicts a measurement of the same configuration with no more users"
+                row["contradiction"] = (
+                    "contradicts a measurement of the same configuration with no more users"
+                )
 
 
 def doubt(row):
@@ -177,7 +200,9 @@ def reading_s(row, model, gpu, p):
     width = WEIGHT_BYTES[dtype_of(row)]
     read_bytes = weights_bytes(model, p, dtype_of(row))
     if model.moe is not None:
-        idle = model.moe.experts - float(experts_read(model.moe.experts, model.moe.top_k, np.array(batch)))
+        idle = model.moe.experts - float(
+            experts_read(model.moe.experts, model.moe.top_k, np.array(batch))
+        )
         read_bytes -= model.moe_layers * idle * model.expert_parameters * width / (p.tp * p.dp)
     read_bytes -= model.embedding_parameters * (0 if model.tied_embeddings else 2.0) / p.tp
     return read_bytes / gpu.memory_bytes_per_s
@@ -197,7 +222,13 @@ def kv_dtype_of(row):
 def case_group(row):
     """Return what shares a fit: GPU, engine, format, kind of model, mode."""
     model = load_model(row["model_path"])
-    return (row["system"], row["backend"], dtype_family(dtype_of(row)), model_kind(model), row["mode"] == "disagg")
+    return (
+        row["system"],
+        row["backend"],
+        dtype_family(dtype_of(row)),
+        model_kind(model),
+        row["mode"] == "disagg",
+    )
 
 
 def dtype_of(row):
@@ -220,7 +251,10 @@ class Batch:
                                 framework=row["backend"], disaggregated=self.disagg, level=level)  # fmt: skip
 
         if self.disagg:
-            self.prefill, self.timing = timing(layout(row, "prefill_")), timing(layout(row, "decode_"))
+            self.prefill, self.timing = (
+                timing(layout(row, "prefill_")),
+                timing(layout(row, "decode_")),
+            )
         else:
             self.timing = timing(layout(row))
             use = memory(model, gpu, self.timing.parallelism, EngineSettings(gpu_memory_utilization=0.97),
@@ -233,9 +267,17 @@ class Batch:
 
     def predict(self, change=None):
         c = self.column
-        timing = replace(self.timing, coefficients=change(self.timing.coefficients)) if change else self.timing
+        timing = (
+            replace(self.timing, coefficients=change(self.timing.coefficients))
+            if change
+            else self.timing
+        )
         if self.disagg:
-            prefill = replace(self.prefill, coefficients=change(self.prefill.coefficients)) if change else self.prefill
+            prefill = (
+                replace(self.prefill, coefficients=change(self.prefill.coefficients))
+                if change
+                else self.prefill
+            )
             return disaggregated(prefill, timing, c["isl"], c["osl"], c["concurrency"],
                                  c["prefill_num_workers"], c["decode_num_workers"])  # fmt: skip
         return aggregated(timing, c["isl"], c["osl"], c["concurrency"], self.kv_tokens)
@@ -243,14 +285,20 @@ class Batch:
     def errors(self, change=None):
         """Return log(predicted / measured) of TTFT and TPOT."""
         ttft, tpot = self.predict(change)
-        return np.log(ttft * 1e3 / self.column["ttft_ms"]), np.log(tpot * 1e3 / self.column["tpot_ms"])
+        return np.log(ttft * 1e3 / self.column["ttft_ms"]), np.log(
+            tpot * 1e3 / self.column["tpot_ms"]
+        )
 
 
 def batches(rows, level):
     groups = defaultdict(list)
     for row in rows:
-        same = tuple(row.get(k, "") for k in row if k.endswith(("tp_size", "pp_size", "dp_size", "ep_size")))
-        groups[row["model_path"], row["system"], row["backend"], row["precision"], row["mode"], same].append(row)
+        same = tuple(
+            row.get(k, "") for k in row if k.endswith(("tp_size", "pp_size", "dp_size", "ep_size"))
+        )
+        groups[
+            row["model_path"], row["system"], row["backend"], row["precision"], row["mode"], same
+        ].append(row)
     return [Batch(group, level) for group in groups.values()]
 
 
@@ -269,23 +317,32 @@ def fit_group(rows, prior, evaluations):
     start = np.array([prior.get(n, 0.0) for n in names])
 
     def values(x, base):
-        found = {n: min(getattr(base, n) * np.exp(v), 1.0 if n != "prefill_share" else 3.0) for n, v in zip(shares, x, strict=False)}
-        return found | {n: TIMES[n][0] * np.exp(v) for n, v in zip(TIMES, x[len(shares):], strict=True)}
+        found = {
+            n: min(getattr(base, n) * np.exp(v), 1.0 if n != "prefill_share" else 3.0)
+            for n, v in zip(shares, x, strict=False)
+        }
+        return found | {
+            n: TIMES[n][0] * np.exp(v) for n, v in zip(TIMES, x[len(shares) :], strict=True)
+        }
 
     def residuals(x):
         errors = [b.errors(lambda c: replace(c, **values(x, c)))[1] for b in group]
         return np.concatenate([np.concatenate(errors) / 0.06, (x - start) / widths])
 
-    found = least_squares(residuals, start, loss="soft_l1", max_nfev=evaluations, bounds=(-6, 2.5)).x
+    found = least_squares(
+        residuals, start, loss="soft_l1", max_nfev=evaluations, bounds=(-6, 2.5)
+    ).x
     tuned = values(found, group[0].timing.coefficients)
 
     def ttft_residuals(x):
         waiting = dict(zip(WAITING, np.exp(x), strict=True))
         errors = [b.errors(lambda c: replace(c, **values(found, c), **waiting))[0] for b in group]
-        return np.concatenate([np.concatenate(errors) / 0.15, (x - at) / 2.0])
+        return np.concatenate([np.concatenate(errors) / 0.15, (x - at) / 0.7])
 
     at = np.log(list(WAITING.values()))
-    x = least_squares(ttft_residuals, at, loss="soft_l1", max_nfev=30, bounds=(np.log(1e-4), np.log(20))).x
+    x = least_squares(
+        ttft_residuals, at, loss="soft_l1", max_nfev=30, bounds=(np.log(1e-4), np.log(20))
+    ).x
     tuned |= {name: float(value) for name, value in zip(WAITING, np.exp(x), strict=True)}
     return tuned, dict(zip(names, found, strict=True))
 
@@ -312,8 +369,16 @@ def fit(rows):
         text += f"disaggregated = {str(disagg).lower()}\n"
         text += "".join(f"{name} = {value:.4g}\n" for name, value in tuned.items())
         unseen = [r for r in rows if not is_fitted(r) and doubt(r) is None and case_group(r) == key]
-        errors = [np.abs(np.expm1(np.concatenate(e))) for e in zip(*(
-            b.errors(lambda c, t=tuned: replace(c, **t)) for b in batches(unseen or group, 1)), strict=True)]
+        errors = [
+            np.abs(np.expm1(np.concatenate(e)))
+            for e in zip(
+                *(
+                    b.errors(lambda c, t=tuned: replace(c, **t))
+                    for b in batches(unseen or group, 1)
+                ),
+                strict=True,
+            )
+        ]
         if not unseen:
             errors = [2.0 * e for e in errors]
         layouts = [layout(r, "decode_" if disagg else "") for r in group]
@@ -335,7 +400,11 @@ def summary(pairs):
     error = np.expm1(np.asarray(pairs)) * 100
     if not error.size:
         return {"mape": None, "median": None, "bias": None}
-    return {"mape": float(np.abs(error).mean()), "median": float(np.median(np.abs(error))), "bias": float(error.mean())}
+    return {
+        "mape": float(np.abs(error).mean()),
+        "median": float(np.median(np.abs(error))),
+        "bias": float(error.mean()),
+    }
 
 
 def evaluate(rows, level):
@@ -347,9 +416,15 @@ def evaluate(rows, level):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/measured_serving.csv.gz")
-    parser.add_argument("--fit", action="store_true", help="refit and rewrite the shipped coefficients")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=ROOT.parent / "shared/data/measured_serving.csv.gz"
+    )
+    parser.add_argument(
+        "--fit", action="store_true", help="refit and rewrite the shipped coefficients"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     started = time.perf_counter()
@@ -379,10 +454,20 @@ def main():
 
     groups = defaultdict(list)
     for case in results:
-        groups[case[0]["model_path"].split("/")[-1], case[0]["system"], case[0]["backend"], case[0]["mode"]].append(case)
+        groups[
+            case[0]["model_path"].split("/")[-1],
+            case[0]["system"],
+            case[0]["backend"],
+            case[0]["mode"],
+        ].append(case)
     base = defaultdict(list)
     for case in plain:
-        base[case[0]["model_path"].split("/")[-1], case[0]["system"], case[0]["backend"], case[0]["mode"]].append(case)
+        base[
+            case[0]["model_path"].split("/")[-1],
+            case[0]["system"],
+            case[0]["backend"],
+            case[0]["mode"],
+        ].append(case)
     lines = [(key, figures(cases), figures(base[key])) for key, cases in sorted(groups.items())]
     overall, unfitted = figures(results), figures(plain)
     parts = {
@@ -412,7 +497,9 @@ def main():
         }  # fmt: skip
         print(json.dumps(document))
         return
-    print("rows never fitted; errors in %: mean, median, bias; unfitted = the same model without any fit")
+    print(
+        "rows never fitted; errors in %: mean, median, bias; unfitted = the same model without any fit"
+    )
     print(f"{'model':28s} {'GPU':9s} {'engine':7s} {'mode':6s} {'rows':>4s} | TPOT {'mean':>6s} {'med':>6s} {'bias':>6s} "
           f"{'unfit':>6s} {'AIC':>6s} | TTFT {'mean':>6s} {'med':>6s} {'bias':>6s}")  # fmt: skip
     for (model, gpu, engine, mode), f, u in lines:
@@ -424,7 +511,9 @@ def main():
         if f and f["rows"]:
             print(f"{name:16s} {f['rows']:5d} rows  TPOT mean {f['tpot_mape']:6.1f} median {f['tpot_median']:6.1f}   "
                   f"TTFT mean {f['ttft_mape']:6.1f} median {f['ttft_median']:6.1f}")  # fmt: skip
-    print(f"AIConfigurator 0.12.0 on the aggregated rows it answered: TPOT mean {AICONFIGURATOR['tpot_mape']}, TTFT mean {AICONFIGURATOR['ttft_mape']}")
+    print(
+        f"AIConfigurator 0.12.0 on the aggregated rows it answered: TPOT mean {AICONFIGURATOR['tpot_mape']}, TTFT mean {AICONFIGURATOR['ttft_mape']}"
+    )
     for reason, count in skipped.most_common():
         print(f"skipped {count:4d}: {reason}")
 

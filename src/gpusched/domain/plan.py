@@ -48,9 +48,9 @@ class PlannedPool(Section):
         return self.replicas * self.parallelism.gpus
 
     def __str__(self) -> str:
-        role = "" if self.role == "mixed" else f"{self.role} "
-        expert = "·ep" if self.enable_expert_parallel else ""
-        return f"{self.replicas} {role}× {self.gpu} {self.parallelism.tp_pp}{expert}"
+        role = "" if self.role == "mixed" else f" {self.role}"
+        expert = "·EP" if self.enable_expert_parallel else ""
+        return f"{self.replicas} × {self.gpu} {self.parallelism.tp_pp}{expert}{role}"
 
 
 class Certificate(Section):

@@ -123,8 +123,7 @@ def _alternative(search: Search, scored: Scored, *, chosen: bool) -> Alternative
 
 
 def _budget_note(scored: Scored) -> str:
-    budgets = {str(p.engine.max_num_batched_tokens) for p in scored.plan.pools}
-    return f" ({'/'.join(sorted(budgets, key=int))} tokens)"
+    return f" ({'/'.join(str(p.engine.max_num_batched_tokens) for p in scored.plan.pools)} tokens)"
 
 
 def _pareto(search: Search, best: Scored) -> tuple[Alternative, ...]:
