@@ -9,8 +9,8 @@ import gzip
 from pathlib import Path
 
 import numpy as np
-import timing_accuracy as accuracy
 
+import timing_accuracy as accuracy
 from gpusched.domain.catalog import load_model
 
 WIDTH, HEIGHT, LEFT, TOP, SIDE = 880, 420, 64, 46, 330

@@ -12,6 +12,13 @@ from gpusched.traces.trace import Trace
 TOKEN_S = 1e-3
 
 
+def linear():
+    """An engine whose iterations take 10 ms and 10 µs a token."""
+    zeros = np.zeros(1025)
+    tokens = 1e-5 * np.arange(8193) + 1e-2
+    return CompiledTiming(tokens, tokens[:1025], zeros, 1e-9, 0.0, 0, 0.0, 0.0, 0.0, 0.0)
+
+
 def one_at_a_time():
     """A replica that serves one prompt at a time in ``TOKEN_S`` a token: a single server."""
     tokens = np.arange(8193) * TOKEN_S
@@ -59,18 +66,7 @@ def test_an_idle_replica_serves_at_the_speed_of_its_timing_model():
 
 def test_tokens_are_conserved():
     trace = generate("chat", 30, 300, seed=2)
-    timing = CompiledTiming(
-        1e-5 * np.arange(8193) + 1e-2,
-        1e-5 * np.arange(1025) + 1e-2,
-        np.zeros(1025),
-        1e-9,
-        0.0,
-        0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
+    timing = linear()
     for pools in (
         (Pool("all", timing, 5000, replicas=3),),
         (
@@ -93,18 +89,7 @@ def test_tokens_are_conserved():
 
 def test_twice_the_replicas_take_the_same_load_each():
     trace = generate("chat", 20, 600, seed=3)
-    timing = CompiledTiming(
-        1e-5 * np.arange(8193) + 1e-2,
-        1e-5 * np.arange(1025) + 1e-2,
-        np.zeros(1025),
-        1e-9,
-        0.0,
-        0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
+    timing = linear()
     result = simulate(Fleet((Pool("all", timing, 5000, replicas=4),), routing="round-robin"), trace)
     counts = np.bincount(result.replica, minlength=4)
     assert counts.max() - counts.min() <= 1
