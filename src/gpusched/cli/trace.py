@@ -23,7 +23,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything drawn.")]
 def describe(
     source: Annotated[str, typer.Argument(help="A trace file, or a profile such as chat.")],
     against: Annotated[str | None, typer.Option(help="Compare lengths with a profile.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a plot: .svg or .html.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot as a web page.")] = None,
     rate: Rate = None,
     duration_s: Duration = 3600.0,
     seed: Seed = 0,
@@ -31,7 +31,7 @@ def describe(
 ) -> None:
     """Describe a trace: rates, burstiness, lengths, sessions, prefix sharing.
 
-    Example: gpusched trace describe conv.csv --plot conv.svg
+    Example: gpusched trace describe conv.csv --plot conv.html
     """
     from gpusched.report.tables import show_record
     from gpusched.traces import describe as statistics

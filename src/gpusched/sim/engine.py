@@ -150,17 +150,24 @@ def schedule(s, e):
 
 
 @kernel
+def make_room(s, e):
+    """Give every decode the block its next token needs; return whether any had to be preempted."""
+    preempted = False
+    needed = growth(s, e, s.engines[e].step, 1)
+    while needed > available(s.engines[e]):
+        preempt_last(s, e)
+        preempted = True
+        needed = growth(s, e, s.engines[e].step, 1)
+    if needed > 0:
+        allocate(s, e, needed)
+    return preempted
+
+
+@kernel
 def schedule_chunked(s, e):
     """FCFS with chunked prefill: decodes first, then prompt tokens up to the budget (vLLM v1)."""
     engine = s.engines[e]
-    preempted = False
-    needed = growth(s, e, engine.step, 1)
-    while needed > available(engine):
-        preempt_last(s, e)
-        preempted = True
-        needed = growth(s, e, engine.step, 1)
-    if needed > 0:
-        allocate(s, e, needed)
+    preempted = make_room(s, e)
 
     budget = engine.max_batched_tokens - engine.decoding
     prompt_tokens = 0
@@ -284,14 +291,7 @@ def schedule_whole(s, e):
     if prompt_tokens > 0:
         leap_prefill(s, e, prompt_tokens, finishing, work, narrow_work)
         return
-    preempted = False
-    needed = growth(s, e, engine.step, 1)
-    while needed > available(engine):
-        preempt_last(s, e)
-        preempted = True
-        needed = growth(s, e, engine.step, 1)
-    if needed > 0:
-        allocate(s, e, needed)
+    preempted = make_room(s, e)
     engine.active = engine.decoding
     if engine.decoding > 0:
         leap_decode(s, e, preempted)
