@@ -13,9 +13,7 @@ from gpusched.domain.spec import Spec
 from gpusched.errors import InfeasibleError
 from gpusched.planning.candidates import Engine, Refusal, enumerate_engines
 from gpusched.planning.search import Deployment, Scored, Search
-from gpusched.sim.deploy import pool_timing
 from gpusched.sim.result import SimulationResult
-from gpusched.timing.accuracy import assess
 from gpusched.traces.trace import Trace
 from gpusched.traces.workload import load_workload
 
@@ -72,7 +70,7 @@ def plan_deployment(
             "pareto": _pareto(search, best),
             "runners_up": _runners_up(search, best),
             "assumptions": _assumptions(spec, trace, best.plan),
-            "warnings": _warnings(best.plan, trace),
+            "warnings": tuple(best.warnings),
             "provenance": Provenance(version=version("gpusched"), seed=seed, inputs=_hashes(spec)),
         }
     )
@@ -169,6 +167,8 @@ def _missed(spec: Spec, scored: Scored) -> str:
 
 def _binding(search: Search, best: Scored) -> str:
     """Name what breaks with a replica less of any pool."""
+    if set(best.deployment.counts) == {1}:
+        return _next_smaller(search, best)
     reasons = []
     for i, count in enumerate(best.deployment.counts):
         role = best.plan.pools[i].role
@@ -189,6 +189,21 @@ def _binding(search: Search, best: Scored) -> str:
     return "; ".join(reasons)
 
 
+def _next_smaller(search: Search, best: Scored) -> str:
+    """Name what the nearest lesser deployment misses, where no replica can be spared."""
+    value = search.objective(best.deployment)
+    lesser = [
+        s
+        for s in search.scored.values()
+        if not s.feasible and s.by_bound and search.objective(s.deployment) < value
+    ]
+    if not lesser:
+        return "nothing smaller fits: one replica is the least there can be"
+    nearest = max(lesser, key=lambda s: s.attainment)
+    share = nearest.figure("slo_attainment")
+    return f"{_missed(search.spec, nearest)}: {nearest.plan.summary} would meet it for only {share:.1%} of requests"
+
+
 def _assumptions(spec: Spec, trace: Trace, plan: Plan) -> tuple[str, ...]:
     lines = [
         f"traffic: {trace.name}, {len(trace)} requests over {show_s(trace.duration_s)}, replayed as it is",
@@ -207,16 +222,6 @@ def _assumptions(spec: Spec, trace: Trace, plan: Plan) -> tuple[str, ...]:
         )
     if any(pool.pipeline_parallel_size > 1 for pool in plan.pools):
         lines.append("a pipeline's stages never wait for one another")
-    return tuple(lines)
-
-
-def _warnings(plan: Plan, trace: Trace) -> tuple[str, ...]:
-    lines: dict[str, None] = {}
-    for pool in plan.pools:
-        timing = pool_timing(plan, pool)
-        longest = int((trace.prompt_tokens + trace.output_tokens).max())
-        for line in assess(timing, pool.engine.framework, longest).warnings:
-            lines[line] = None
     return tuple(lines)
 
 

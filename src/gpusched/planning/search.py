@@ -61,6 +61,13 @@ class Scored:
         return float(value)
 
     @property
+    def warnings(self) -> list[str]:
+        """Where the plan or the traffic leaves what was measured."""
+        lines = self.predicted["warnings"]
+        assert isinstance(lines, list)
+        return lines
+
+    @property
     def kg_per_hour(self) -> float:
         """Carbon per hour of the simulated time."""
         return self.figure("carbon_kg") / max(self.figure("simulated_s") / 3600.0, 1e-12)

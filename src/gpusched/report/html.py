@@ -10,7 +10,7 @@ from gpusched.domain.catalog import load_model
 from gpusched.domain.plan import Alternative, Plan
 from gpusched.report.svg import Line, Point, Rule, line_chart, scatter_chart
 from gpusched.report.thin import cumulative, over_time
-from gpusched.report.words import figure_lines, headline, latency_rows
+from gpusched.report.words import certainty, figure_lines, headline, latency_rows
 from gpusched.sim.result import SimulationResult
 
 
@@ -58,12 +58,7 @@ def _answer(plan: Plan) -> str:
     if plan.binding_constraint:
         lines += f"<p><strong>What binds:</strong> {escape(plan.binding_constraint)}.</p>"
     if certificate is not None:
-        lines += (
-            f"<p><strong>How sure:</strong> {certificate.candidates} feasible engines, "
-            f"{certificate.simulated} simulations of the whole trace in {certificate.seconds:.1f} s. "
-            f"No deployment of this kind can do better than {certificate.bound:.4g} "
-            f"{escape(certificate.unit)}; this one is at {certificate.value:.4g}.</p>"
-        )
+        lines += f"<p><strong>How sure:</strong> {escape(certainty(certificate))}.</p>"
     slo = "".join(
         f"<li>{'' if plan.slo.only else f'{escape(name)}: '}{escape(str(c))}</li>"
         for name, c in plan.slo.classes.items()

@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from gpusched.domain.plan import Alternative, Plan
-from gpusched.report.words import figure_lines, headline, latency_rows
+from gpusched.report.words import certainty, figure_lines, headline, latency_rows
 
 
 def show_plan(plan: Plan, console: Console | None = None) -> None:
@@ -18,11 +18,7 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
     if plan.binding_constraint:
         lines.append(f"[bold]binding[/bold]  {plan.binding_constraint}")
     if plan.certificate is not None:
-        c = plan.certificate
-        lines.append(
-            f"[bold]search[/bold]   {c.candidates} engines, {c.simulated} simulations, {c.seconds:.1f} s; "
-            f"no deployment can do better than {c.bound:.4g} {c.unit}"
-        )
+        lines.append(f"[bold]search[/bold]   {certainty(plan.certificate)}")
     console.print(Panel("\n".join(lines), title="answer", title_align="left"))
     show_metrics(plan, plan.predicted, console)
     if plan.pareto:
@@ -31,8 +27,6 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
         )
     if plan.runners_up:
         show_alternatives("runners-up", plan.runners_up, console)
-    for line in plan.warnings:
-        console.print(f"[yellow]warning[/yellow] {line}")
 
 
 def show_metrics(plan: Plan, figures: Mapping[str, Any], console: Console | None = None) -> None:
@@ -47,6 +41,8 @@ def show_metrics(plan: Plan, figures: Mapping[str, Any], console: Console | None
     console.print(table)
     for name, value in figure_lines(plan, figures):
         console.print(f"  {name:24s} {value}", highlight=False)
+    for line in figures["warnings"]:
+        console.print(f"[yellow]warning[/yellow] {line}")
 
 
 def show_alternatives(title: str, rows: Sequence[Alternative], console: Console) -> None:

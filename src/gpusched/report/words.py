@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gpusched.domain.plan import Plan, PlannedPool
+from gpusched.domain.plan import Certificate, Plan, PlannedPool
 
 LATENCIES = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("E2E", "e2e_s"))
 
@@ -64,8 +64,23 @@ def figure_lines(plan: Plan, figures: Mapping[str, Any]) -> Iterator[tuple[str, 
     yield "KV cache peak", f"{figures['kv_utilization_peak']:.1%}"
     if figures["prefix_hit_rate"]:
         yield "prefix hit rate", f"{figures['prefix_hit_rate']:.1%}"
+    measured = (
+        "on measured engines like these" if not figures["warnings"] else "at best, see warnings"
+    )
+    yield "timing model", f"± {figures['timing_error']:.0%} {measured}"
     speed = figures["requests_per_wall_s"]
     yield (
         "simulated",
         f"{figures['simulated_s']:,.0f} s in {figures['wall_s']:.2f} s ({speed:,.0f}/s)",
     )
+
+
+def certainty(certificate: Certificate) -> str:
+    """Return how the answer was found and what no deployment can beat."""
+    text = (
+        f"{certificate.candidates} feasible engines, {certificate.simulated} simulations of the whole "
+        f"trace, {certificate.seconds:.1f} s"
+    )
+    if certificate.bound > 0:
+        text += f"; least work alone needs {certificate.bound:.4g} {certificate.unit}"
+    return text

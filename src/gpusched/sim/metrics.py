@@ -9,7 +9,9 @@ from gpusched.domain.catalog import load_gpu
 from gpusched.domain.cluster import embodied_kg_per_hour
 from gpusched.domain.plan import Plan
 from gpusched.domain.slo import SloClasses
+from gpusched.sim.deploy import pool_timing
 from gpusched.sim.result import SimulationResult, summarize
+from gpusched.timing.accuracy import assess
 from gpusched.timing.energy import energy_j
 
 
@@ -61,7 +63,8 @@ def bound_attainments(
 def metrics(plan: Plan, result: SimulationResult) -> dict[str, Any]:
     """Return every figure of ``simulate --json``.
 
-    Energy counts the data centre (PUE); carbon is operational plus embodied, each also given alone.
+    ``timing_error`` is the error of iteration times on measured engines like these; ``warnings`` say
+    where the plan or the traffic leaves what was measured. Energy counts the data centre (PUE); carbon is operational plus embodied, each also given alone.
     """
     warmup_s = plan.workload.warmup_s
     values = summarize(result, warmup_s=warmup_s)
@@ -92,6 +95,16 @@ def metrics(plan: Plan, result: SimulationResult) -> dict[str, Any]:
     values["carbon_embodied_kg"] = embodied_kg
     tokens = int(result.output_tokens[~result.rejected].sum())
     values["usd_per_million_output_tokens"] = cost_usd / tokens * 1e6 if tokens else None
+    expected = [
+        assess(
+            pool_timing(plan, pool),
+            pool.engine.framework,
+            int(np.percentile(result.prompt_tokens + result.output_tokens, 99)),
+        )
+        for pool in plan.pools
+    ]
+    values["timing_error"] = max(assessment.relative_error for assessment in expected)
+    values["warnings"] = list(dict.fromkeys(w for a in expected for w in a.warnings))
     values["pools"] = [
         {
             "name": use.name,

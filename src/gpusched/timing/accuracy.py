@@ -2,10 +2,17 @@
 
 from dataclasses import dataclass
 
-from gpusched.timing.iteration import TimingModel
+from gpusched.timing.iteration import TimingModel, model_kind
 
 UNCALIBRATED_ERROR = 0.35
 """Typical error of the physical defaults on engines nobody measured."""
+KINDS = {
+    "dense": "a dense model",
+    "moe": "a mixture of experts",
+    "mla": "latent attention",
+    "sparse": "sparse attention",
+    "linear": "linear attention",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +26,8 @@ class Assessment:
 def assess(timing: TimingModel, framework: str, context_tokens: int, batch: int = 1) -> Assessment:
     """Return the error bar of a timing model at a context length and batch size."""
     calibration = timing.coefficients.calibration
-    engine = f"{framework} on {timing.gpu.name} in {timing.weights_dtype}"
+    kind = KINDS[model_kind(timing.model)]
+    engine = f"{framework} on {timing.gpu.name} with {kind} in {timing.weights_dtype}"
     if calibration is None:
         warning = (
             f"{engine} was never measured: its times come from data sheets and the nearest engine "
