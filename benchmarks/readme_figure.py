@@ -26,7 +26,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", type=Path, default=accuracy.ROOT.parent / "shared/data/measured_serving.csv.gz"
+        "--data", type=Path, default=accuracy.SHARED / "data/measured_serving.csv.gz"
     )
     parser.add_argument("-o", "--output", type=Path, default=accuracy.ROOT / "docs/accuracy.svg")
     args = parser.parse_args()

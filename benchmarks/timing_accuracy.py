@@ -16,6 +16,7 @@ import csv
 import gzip
 import hashlib
 import json
+import os
 import time
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -38,6 +39,7 @@ from gpusched.timing.operators import experts_read
 from gpusched.timing.serving import aggregated, disaggregated
 
 ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("GPUSCHED_SHARED", ROOT.parent / "shared"))
 FITS = ROOT / "src/gpusched/timing/fits.toml"
 FITTED_ROWS = Path(__file__).with_name("timing_fitted_rows.txt")
 AICONFIGURATOR = {"tpot_mape": 30.8, "ttft_mape": 60.1}
@@ -419,9 +421,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data", type=Path, default=ROOT.parent / "shared/data/measured_serving.csv.gz"
-    )
+    parser.add_argument("--data", type=Path, default=SHARED / "data/measured_serving.csv.gz")
     parser.add_argument(
         "--fit", action="store_true", help="refit and rewrite the shipped coefficients"
     )
