@@ -16,5 +16,8 @@ def shared() -> Path:
     return folder
 
 
-settings.register_profile("gpusched", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = 2000 if os.environ.get("GPUSCHED_FULL") == "1" else 100
+settings.register_profile(
+    "gpusched", max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("gpusched")

@@ -63,6 +63,20 @@ def test_plan_then_simulate(spec, tmp_path):
         )["completed"]
 
 
+def test_own_model_and_own_timing(spec, tmp_path):
+    config = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+              "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}  # fmt: skip
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").write_text(json.dumps(config))
+    (tmp_path / "mine/timing.toml").write_text("host_s = 0.01")
+    spec.write_text(
+        yaml.safe_dump({**SPEC, "model": "./mine/config.json", "timing": "mine/timing.toml"})
+    )
+    plan = json.loads(gpusched("plan", spec, "--json").stdout)
+    assert plan["predicted"]["tpot_s"]["p50"] > 0.01
+    assert plan["provenance"]["inputs"].keys() == {"timing.toml"}
+
+
 def test_demo_writes_its_files(tmp_path):
     done = gpusched("demo", "-d", tmp_path)
     assert "GPUs at $" in done.stdout
