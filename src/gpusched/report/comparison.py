@@ -10,6 +10,8 @@ from rich.table import Table
 from gpusched.domain.plan import Plan
 from gpusched.report.html import style_sheet
 from gpusched.report.svg import Line, line_chart
+from gpusched.report.tables import terminal
+from gpusched.report.words import milliseconds
 from gpusched.sim.compare import FIGURES, Row, Variant
 
 SHOWN = {
@@ -23,7 +25,7 @@ SHOWN = {
 
 def show_comparison(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print each variant's figures, its difference to the first one, and the verdict."""
-    console = console or Console()
+    console = console or terminal()
     several_rates = len({row.rate_scale for row in rows}) > 1
     table = Table()
     if several_rates:
@@ -121,4 +123,4 @@ def _estimate(row: Row, name: str) -> str:
     if name == "slo_attainment":
         half = "" if e.half_width == float("inf") else f" ± {e.half_width * 100:.2f}"
         return f"{e.mean:.2%}{half}"
-    return f"{e.mean * 1e3:,.4g}" if "_s." in name else f"{e.mean:.4g}"
+    return milliseconds(e.mean) if "_s." in name else f"{e.mean:.4g}"

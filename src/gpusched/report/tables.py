@@ -10,10 +10,18 @@ from rich.table import Table
 from gpusched.domain.plan import Alternative, Plan
 from gpusched.report.words import certainty, figure_lines, headline, latency_rows
 
+PLAIN_WIDTH = 120
+
+
+def terminal() -> Console:
+    """Return the console; what is not a terminal gets a width that does not cut tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
 
 def show_plan(plan: Plan, console: Console | None = None) -> None:
     """Print a plan: the answer, what binds, predicted figures, Pareto front and runners-up."""
-    console = console or Console()
+    console = console or terminal()
     lines = [headline(plan)]
     if plan.binding_constraint:
         lines.append(f"[bold]binding[/bold]  {plan.binding_constraint}")
@@ -31,7 +39,7 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
 
 def show_metrics(plan: Plan, figures: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the figures of a simulation; latencies in milliseconds."""
-    console = console or Console()
+    console = console or terminal()
     table = Table(title="latency, ms", title_justify="left")
     table.add_column("")
     for name in ("mean", "p50", "p90", "p95", "p99", "max"):
@@ -70,12 +78,12 @@ def show_rows(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(name, justify="right" if i else "left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    terminal().print(table)
 
 
 def show_record(record: Mapping[str, Any]) -> None:
     """Print the fields of one thing."""
-    console = Console()
+    console = terminal()
     for name, value in record.items():
         if value is None or value == [] or value == ():
             continue
