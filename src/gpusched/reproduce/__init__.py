@@ -1,0 +1,1 @@
+"""Published experiments, rerun beside their published figures: one file a paper."""
