@@ -46,8 +46,21 @@ def _kernel_cache() -> str:
 
 def kernel(function: Function) -> Function:
     """Compile a function that other kernels call."""
+    return _inner(function, forceinline=True)
+
+
+def cold_kernel(function: Function) -> Function:
+    """Compile a function that other kernels call so rarely that it is better kept out of line."""
+    return _inner(function, forceinline=False)
+
+
+def _inner(function: Function, *, forceinline: bool) -> Function:
+    """Functions of the simulator's state are never called from Python; to leave out what would let
+    them be saves half of the compiler's time."""
     options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
-    compiled: Function = njit(forceinline=True, **options)(function)
+    if function.__code__.co_varnames[:1] == ("s",):
+        options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled: Function = njit(forceinline=forceinline, **options)(function)
     return compiled
 
 

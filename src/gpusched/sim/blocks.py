@@ -6,7 +6,8 @@ another request has registered meanwhile; the rest of its KV cache is private.
 """
 
 from gpusched.compilation import kernel
-from gpusched.sim.state import NONE, STATIC
+from gpusched.policies.batching.discipline import STATIC
+from gpusched.sim.state import NONE
 
 
 @kernel
@@ -131,7 +132,7 @@ def release(s, e, r, tokens):
 def growth(s, e, step, steps):
     """Blocks that decoding requests need over ``steps`` steps from ``step`` on."""
     engine = s.engines[e]
-    if engine.batching == STATIC:
+    if engine.forming == STATIC:
         return 0
     mask = (1 << engine.block_shift) - 1
     total = (steps >> engine.block_shift) * engine.decoding
@@ -144,7 +145,7 @@ def growth(s, e, step, steps):
 def steps_within_memory(s, e, limit):
     """Steps that can follow before blocks run out, the first one's being allocated already."""
     engine = s.engines[e]
-    if engine.batching == STATIC:
+    if engine.forming == STATIC:
         return limit
     shift = engine.block_shift
     left = available(engine)

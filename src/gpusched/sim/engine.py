@@ -1,10 +1,28 @@
 """One engine: what enters its next iteration, how far it leaps, what a finished leap changes.
 
 A leap ends at the first event that can change the batch: a request finishes, one reaches the
-sliding window, KV blocks run out, a prompt is computed, or an arrival may join.
+sliding window, KV blocks run out, a prompt is computed, or a request may join.
 """
 
-from gpusched.compilation import kernel
+import math
+
+import numpy as np
+
+from gpusched.compilation import cold_kernel, kernel
+from gpusched.policies.batching.discipline import CHUNKED, GROUPED, STATIC
+from gpusched.policies.batching.order import FCFS
+from gpusched.sim.admission import (
+    expect_resident,
+    forget_resident,
+    group_allowance,
+    may_start,
+    next_release_s,
+    predicted_left,
+    resume_all,
+    resume_groups,
+    steps_blocked,
+    steps_to_demotion,
+)
 from gpusched.sim.blocks import (
     allocate,
     available,
@@ -16,133 +34,37 @@ from gpusched.sim.blocks import (
     release,
     steps_within_memory,
 )
+from gpusched.sim.decoding import add_fresh, leave_sizes, start_decoding
+from gpusched.sim.eviction import displace, evict
 from gpusched.sim.gaps import add_gap_run, add_gaps
-from gpusched.sim.heaps import pop, push, remove
-from gpusched.sim.lists import (
-    append_running,
-    pop_waiting,
-    prepend_waiting,
-    unlink_running,
+from gpusched.sim.heaps import pop
+from gpusched.sim.lists import append_running, join_queue, pop_group, pop_waiting, unlink_running
+from gpusched.sim.state import DONE, NONE, PREFILL, REQUEST_BITS
+from gpusched.sim.timing_kernels import (
+    chunk_work,
+    leap_s,
+    steps_until,
+    tokens_s,
+    window_work,
 )
-from gpusched.sim.state import (
-    DECODE,
-    DONE,
-    NONE,
-    PREFILL,
-    STATIC,
-    VLLM,
-    WAITING,
-)
-from gpusched.sim.timing_kernels import chunk_work, leap_s, tokens_s, window_work
-
-REQUEST_BITS = 32
-"""Heap keys are ``step << REQUEST_BITS | request``: ties go to the lower request."""
-REQUEST_MASK = (1 << REQUEST_BITS) - 1
-
-
-@kernel
-def kv_tokens(s, e, r):
-    """KV tokens a running request holds at the current step."""
-    request = s.requests[r]
-    if request.state == DECODE:
-        return request.prompt + request.output - 1 - (request.finish_step - s.engines[e].step)
-    return request.computed
-
-
-@kernel
-def start_decoding(s, e, r, tokens):
-    """Add a request that holds ``tokens`` KV tokens to the decoding ones."""
-    engine = s.engines[e]
-    request = s.requests[r]
-    request.state = DECODE
-    request.finish_step = engine.step + request.output - request.produced
-    push(s.finishes, e, engine.finishes, request.finish_step << REQUEST_BITS | r)
-    engine.finishes += 1
-    engine.decoding += 1
-    engine.context += tokens
-    if engine.batching != STATIC:
-        s.phases[e, (tokens - engine.step) & ((1 << engine.block_shift) - 1)] += 1
-    window = s.scalars[engine.timing].window
-    if window > 0:
-        engine.window_context += min(tokens, window)
-        if tokens < window:
-            engine.growing += 1
-            crossing = engine.step + window - tokens
-            if crossing < request.finish_step:
-                push(s.crossings, e, engine.crossings, crossing << REQUEST_BITS | r)
-                engine.crossings += 1
-
-
-@kernel
-def stop_decoding(s, e, r, tokens):
-    """Take a request that holds ``tokens`` KV tokens out of the decoding ones (heaps aside)."""
-    engine = s.engines[e]
-    engine.decoding -= 1
-    engine.context -= tokens
-    if engine.batching != STATIC:
-        s.phases[e, (tokens - engine.step) & ((1 << engine.block_shift) - 1)] -= 1
-    window = s.scalars[engine.timing].window
-    if window > 0:
-        engine.window_context -= min(tokens, window)
-
-
-@kernel
-def preempt_last(s, e):
-    """Send the request admitted last back to the front of the queue, its KV cache dropped."""
-    engine = s.engines[e]
-    r = engine.running_tail
-    request = s.requests[r]
-    tokens = kv_tokens(s, e, r)
-    if request.state == DECODE:
-        stop_decoding(s, e, r, tokens)
-        remove(s.finishes, e, engine.finishes, request.finish_step << REQUEST_BITS | r)
-        engine.finishes -= 1
-        window = s.scalars[engine.timing].window
-        if window > 0 and tokens < window:
-            engine.growing -= 1
-            crossing = engine.step + window - tokens
-            if crossing < request.finish_step:
-                remove(s.crossings, e, engine.crossings, crossing << REQUEST_BITS | r)
-                engine.crossings -= 1
-        request.produced = request.output - (request.finish_step - engine.step)
-        lagging = False
-        for i in range(engine.fresh):
-            if s.fresh[e, i] == r:
-                engine.fresh -= 1
-                s.fresh[e, i] = s.fresh[e, engine.fresh]
-                lagging = True
-                break
-        if not lagging:
-            request.last_s = engine.last_decode_s
-    release(s, e, r, tokens)
-    unlink_running(s, e, r)
-    request.state = WAITING
-    request.computed = 0
-    request.preemptions += 1
-    prepend_waiting(s, e, r)
-
-
-@kernel
-def admit(s, e, r, hits, tokens):
-    """Move the head of the queue into the running list and take blocks for ``tokens`` tokens."""
-    engine = s.engines[e]
-    request = s.requests[r]
-    pop_waiting(s, e)
-    append_running(s, e, r)
-    if hits > 0:
-        hold_prefix(s, e, r, hits)
-    allocate(s, e, blocks_for(engine, tokens) - hits * engine.prefix_blocks)
-    if request.admitted_s != request.admitted_s:
-        request.admitted_s = engine.start_s
-        request.cached = request.computed
 
 
 @kernel
 def schedule(s, e):
-    """Form the next iteration at ``end_s`` of the last one and leap; idle if there is none."""
+    """Form the next iteration at ``end_s`` of the last one and leap; idle if there is none.
+
+    An idle engine that holds requests has their release as its ``end_s``.
+    """
     engine = s.engines[e]
     engine.start_s = engine.end_s
-    if engine.batching == VLLM:
+    engine.prefill_head = NONE
+    engine.chunk_tokens = 0
+    engine.finishing = 0
+    engine.work = 0.0
+    engine.window_work = 0.0
+    engine.blocked = False
+    engine.hold_until_s = math.inf
+    if engine.forming == CHUNKED:
         schedule_chunked(s, e)
     else:
         schedule_whole(s, e)
@@ -155,7 +77,7 @@ def make_room(s, e):
     preempted = False
     needed = growth(s, e, s.engines[e].step, 1)
     while needed > available(s.engines[e]):
-        preempt_last(s, e)
+        evict(s, e, False)
         preempted = True
         needed = growth(s, e, s.engines[e].step, 1)
     if needed > 0:
@@ -165,102 +87,197 @@ def make_room(s, e):
 
 @kernel
 def schedule_chunked(s, e):
-    """FCFS with chunked prefill: decodes first, then prompt tokens up to the budget (vLLM v1)."""
+    """Chunked prefill: decodes first, then prompt tokens up to the budget (vLLM v1)."""
     engine = s.engines[e]
+    if engine.paused > 0:
+        resume_groups(s, e)
     preempted = make_room(s, e)
-
-    budget = engine.max_batched_tokens - engine.decoding
-    prompt_tokens = 0
-    finishing = 0
-    work = 0.0
-    narrow_work = 0.0
-    window = s.scalars[engine.timing].window
-    engine.prefill_head = NONE
-    partial = engine.running_tail
+    partial = np.int64(engine.running_tail)
     if partial != NONE and s.requests[partial].state == PREFILL:
         request = s.requests[partial]
         target = request.prompt + request.produced
         past = request.computed
+        budget = engine.max_batched_tokens - engine.decoding
         new = min(target - past, budget)
         steps = chunk_steps(s, e, target - past, new, past)
-        needed = blocks_for(engine, past + steps * new) - blocks_for(engine, past)
+        needed = chunk_blocks(engine, past, steps * new)
         if steps > 1 and needed + growth(s, e, engine.step, steps) > available(engine):
             steps = 1
-            needed = blocks_for(engine, past + new) - blocks_for(engine, past)
-        if needed > available(engine):
-            preempt_last(s, e)
+            needed = chunk_blocks(engine, past, new)
+        while needed > available(engine) and request.state == PREFILL:
+            evict(s, e, True)
             preempted = True
-        else:
+        if request.state == PREFILL:
             if needed > 0:
                 allocate(s, e, needed)
-            request.computed = past + steps * new
-            register_prefix(s, e, partial, request.computed)
             if steps > 1:
+                request.computed = past + steps * new
+                register_prefix(s, e, partial, request.computed)
                 leap_chunks(s, e, partial, steps, new, past)
                 return
-            budget -= new
-            prompt_tokens = new
-            finishing = 1 if request.computed == target else 0
-            work = chunk_work(new, past)
-            narrow_work = window_work(new, past, window)
-            engine.prefill_head = partial
-
-    head = engine.waiting_head
-    if not preempted:
-        while head != NONE and engine.running < engine.max_seqs and budget > 0:
-            request = s.requests[head]
-            target = request.prompt + request.produced
-            past = request.computed
-            hits = 0
-            idle = 0
-            if past == 0:
-                hits, idle = prefix_hits(s, e, head, target)
-                past = min(hits * engine.prefix_tokens, target - 1)
-            new = min(target - past, budget)
-            needed = blocks_for(engine, past + new) - hits * engine.prefix_blocks
-            if needed > available(engine) - idle * engine.prefix_blocks:
-                break
-            received = request.computed > 0
-            request.computed = past
-            admit(s, e, head, hits, past + new)
-            budget -= new
-            if received:
-                start_decoding(s, e, head, past)
-                s.fresh[e, engine.fresh] = head
-                engine.fresh += 1
-            else:
-                request.state = PREFILL
-                request.computed = past + new
-                register_prefix(s, e, head, request.computed)
-                if engine.prefill_head == NONE:
-                    engine.prefill_head = head
-                prompt_tokens += new
-                finishing += 1 if request.computed == target else 0
-                work += chunk_work(new, past)
-                narrow_work += window_work(new, past, window)
-            head = engine.waiting_head
+            add_chunk(s, e, partial, new, past)
+    if not preempted and engine.waiting > 0:
+        if engine.gate == GROUPED:
+            start_groups(s, e)
+        else:
+            start_waiting(s, e)
+    if engine.paused > 0 and engine.decoding == 0 and engine.chunk_tokens == 0:
+        resume_all(s, e)
+        preempted = make_room(s, e)
     engine.active = engine.decoding
-    engine.open = head == NONE and engine.running < engine.max_seqs
-    if prompt_tokens > 0:
-        leap_prefill(s, e, prompt_tokens, finishing, work, narrow_work)
+    engine.open = (
+        (engine.gate == GROUPED or engine.order != FCFS or engine.waiting == 0 or engine.skip > 0)
+        and (engine.running < engine.max_seqs or engine.preemptive)
+    )  # fmt: skip
+    if engine.gate == GROUPED:
+        engine.hold_until_s = next_release_s(s, e)
+    if engine.chunk_tokens > 0:
+        leap_prefill(s, e)
     elif engine.decoding > 0:
         leap_decode(s, e, preempted)
     else:
-        engine.steps = 0
+        rest(engine)
+
+
+@kernel
+def rest(engine):
+    """Idle until the next event."""
+    engine.steps = 0
+    engine.end_s = engine.hold_until_s
+
+
+@kernel
+def chunk_blocks(engine, past, new):
+    """Blocks that ``new`` prompt tokens after ``past`` ones need."""
+    if engine.reserve_prompt:
+        return 0
+    return blocks_for(engine, past + new) - blocks_for(engine, past)
+
+
+@kernel
+def add_chunk(s, e, r, new, past):
+    """Put ``new`` prompt tokens of a running request into the iteration."""
+    engine = s.engines[e]
+    request = s.requests[r]
+    request.state = PREFILL
+    request.computed = past + new
+    register_prefix(s, e, r, request.computed)
+    if engine.prefill_head == NONE:
+        engine.prefill_head = r
+    engine.chunk_tokens += new
+    engine.finishing += 1 if request.computed == request.prompt + request.produced else 0
+    engine.work += chunk_work(new, past)
+    engine.window_work += window_work(new, past, s.scalars[engine.timing].window)
+
+
+@kernel
+def start_waiting(s, e):
+    """Admit waiting requests in order while seats, budget, blocks and the gate allow."""
+    engine = s.engines[e]
+    budget = engine.max_batched_tokens - engine.decoding - engine.chunk_tokens
+    passed = NONE
+    skipped = 0
+    while engine.waiting_head != NONE and budget > 0:
+        taken = 0
+        if engine.running < engine.max_seqs:
+            taken = start(s, e, np.int64(engine.waiting_head), budget)
+        if taken > 0:
+            budget -= taken
+        elif engine.preemptive and displace(s, e):
+            budget += 1
+        elif engine.blocked and skipped < engine.skip:
+            r = np.int64(engine.waiting_head)
+            pop_waiting(s, e)
+            s.requests[r].next = passed
+            passed = r
+            skipped += 1
+        else:
+            break
+    while passed != NONE:
+        following = np.int64(s.requests[passed].next)
+        join_queue(s, e, passed, True)
+        passed = following
+
+
+@cold_kernel
+def start_groups(s, e):
+    """Admit held requests, each group's up to what its threshold allows."""
+    engine = s.engines[e]
+    budget = engine.max_batched_tokens - engine.decoding - engine.chunk_tokens
+    for g in range(1 if engine.nested else engine.groups):
+        for _ in range(group_allowance(s, e, g)):
+            if engine.running >= engine.max_seqs or budget <= 0:
+                return
+            taken = start(s, e, np.int64(s.group_heads[e, g]), budget)
+            if taken == 0:
+                return
+            budget -= taken
+
+
+@kernel
+def start(s, e, r, budget):
+    """Admit the first request of a queue; return the tokens it takes of the budget, 0 if it cannot
+    start."""
+    engine = s.engines[e]
+    request = s.requests[r]
+    target = request.prompt + request.produced
+    past = request.computed
+    received = past > 0
+    hits = 0
+    idle = 0
+    if not received:
+        hits, idle = prefix_hits(s, e, r, target)
+        past = min(hits * engine.prefix_tokens, target - 1)
+    new = min(target - past, budget)
+    held = target if engine.reserve_prompt else past + new
+    needed = blocks_for(engine, held) - hits * engine.prefix_blocks
+    spare = engine.spare_blocks if engine.running > 0 else 0
+    if needed > available(engine) - idle * engine.prefix_blocks - spare:
+        engine.blocked = False
+        return 0
+    chunks = (target - past + budget - 1) // budget
+    if not may_start(s, e, r, chunks):
+        engine.blocked = True
+        engine.blocked_chunks = chunks
+        return 0
+    engine.blocked = False
+    expect_resident(s, e, r, target - (chunks - 1), predicted_left(s, r) + chunks - 1)
+    request.computed = past
+    admit(s, e, r, hits, held)
+    if received:
+        start_decoding(s, e, r, past)
+        add_fresh(s, e, r)
+    else:
+        add_chunk(s, e, r, new, past)
+    return new
+
+
+@kernel
+def admit(s, e, r, hits, tokens):
+    """Move a request from the queue to the running list and take blocks for ``tokens`` tokens."""
+    engine = s.engines[e]
+    request = s.requests[r]
+    if engine.gate == GROUPED:
+        pop_group(s, e, 0 if engine.nested else np.int64(request.group))
+        s.group_sizes[e, request.group] += 1
+        engine.waiting -= 1
+    else:
+        pop_waiting(s, e)
+    append_running(s, e, r)
+    if hits > 0:
+        hold_prefix(s, e, r, hits)
+    allocate(s, e, blocks_for(engine, tokens) - hits * engine.prefix_blocks)
+    if request.admitted_s != request.admitted_s:
+        request.admitted_s = engine.start_s
+        request.cached = request.computed
 
 
 @kernel
 def schedule_whole(s, e):
     """Whole prompts before any decode (vLLM v0), or static batches."""
     engine = s.engines[e]
-    static = engine.batching == STATIC
-    prompt_tokens = 0
-    finishing = 0
-    work = 0.0
-    narrow_work = 0.0
-    window = s.scalars[engine.timing].window
-    engine.prefill_head = NONE
-    head = engine.waiting_head
+    static = engine.forming == STATIC
+    head = np.int64(engine.waiting_head)
     if not static or engine.running == 0:
         while head != NONE and engine.running < engine.max_seqs:
             request = s.requests[head]
@@ -268,42 +285,36 @@ def schedule_whole(s, e):
             hits, idle = prefix_hits(s, e, head, target)
             past = min(hits * engine.prefix_tokens, target - 1)
             new = target - past
-            if not static and prompt_tokens > 0 and prompt_tokens + new > engine.max_batched_tokens:
+            full = engine.chunk_tokens + new > engine.max_batched_tokens
+            if not static and engine.chunk_tokens > 0 and full:
                 break
             held = request.prompt + request.output - 1 if static else target
             needed = blocks_for(engine, held) - hits * engine.prefix_blocks
-            if needed > available(engine) - idle * engine.prefix_blocks:
+            spare = engine.spare_blocks if engine.running > 0 else 0
+            if needed > available(engine) - idle * engine.prefix_blocks - spare:
                 break
             request.computed = past
             admit(s, e, head, hits, held)
-            request.state = PREFILL
-            request.computed = target
-            register_prefix(s, e, head, target)
-            if engine.prefill_head == NONE:
-                engine.prefill_head = head
-            prompt_tokens += new
-            finishing += 1
-            work += chunk_work(new, past)
-            narrow_work += window_work(new, past, window)
-            head = engine.waiting_head
+            add_chunk(s, e, head, new, past)
+            head = np.int64(engine.waiting_head)
     engine.open = head == NONE and engine.running < engine.max_seqs and not static
     engine.active = 0
-    if prompt_tokens > 0:
-        leap_prefill(s, e, prompt_tokens, finishing, work, narrow_work)
+    if engine.chunk_tokens > 0:
+        leap_prefill(s, e)
         return
     preempted = make_room(s, e)
     engine.active = engine.decoding
     if engine.decoding > 0:
         leap_decode(s, e, preempted)
     else:
-        engine.steps = 0
+        rest(engine)
 
 
 @kernel
 def chunk_steps(s, e, remaining, new, past):
     """Steps in which a prompt's chunks are all ``new`` tokens and nothing else changes."""
     engine = s.engines[e]
-    if new == remaining:
+    if new == remaining or engine.gate == GROUPED:
         return 1
     steps = (remaining - 1) // new
     if engine.decoding > 0:
@@ -351,13 +362,13 @@ def mixed_s(s, e, tokens, sampled, work, narrow_work):
 
 
 @kernel
-def leap_prefill(s, e, prompt_tokens, finishing, work, narrow_work):
+def leap_prefill(s, e):
     """One iteration with prompt tokens in it."""
     engine = s.engines[e]
     engine.steps = 1
-    engine.chunk_tokens = prompt_tokens
-    tokens = prompt_tokens + engine.active
-    engine.first_s = mixed_s(s, e, tokens, engine.active + finishing, work, narrow_work)
+    tokens = engine.chunk_tokens + engine.active
+    sampled = engine.active + engine.finishing
+    engine.first_s = mixed_s(s, e, tokens, sampled, engine.work, engine.window_work)
     engine.slope_s = 0.0
     engine.end_s = engine.start_s + engine.first_s
 
@@ -385,7 +396,7 @@ def leap_chunks(s, e, r, steps, new, past):
 
 @kernel
 def leap_decode(s, e, preempted):
-    """Decode steps until a request finishes or reaches the window, or blocks run out.
+    """Decode steps until a request stops or reaches the window, blocks run out, or one may start.
 
     A preempted request may come back one step after it went.
     """
@@ -394,9 +405,16 @@ def leap_decode(s, e, preempted):
     if engine.crossings > 0:
         limit = min(limit, (s.crossings[e, 0] >> REQUEST_BITS) - engine.step)
     engine.steps = 1 if preempted else steps_within_memory(s, e, limit)
-    engine.chunk_tokens = 0
+    if engine.steps > 1:
+        if engine.blocked:
+            engine.steps = steps_blocked(s, e, engine.steps)
+        if engine.preemptive and engine.waiting > 0:
+            engine.steps = steps_to_demotion(s, e, engine.steps)
     engine.first_s = s.decode_s[engine.timing, engine.decoding] + decode_context_s(s, e)
     engine.slope_s = decode_slope_s(s, e)
+    if engine.hold_until_s < math.inf:
+        wait_s = engine.hold_until_s - engine.start_s
+        engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)
     engine.end_s = engine.start_s + leap_s(engine.first_s, engine.slope_s, engine.steps)
 
 
@@ -452,25 +470,6 @@ def finish_leap(s, e):
 
 
 @kernel
-def next_finished(s, e):
-    """Take one request that gave its last token at this step out of the engine; NONE if none."""
-    engine = s.engines[e]
-    if engine.finishes == 0 or s.finishes[e, 0] >> REQUEST_BITS != engine.step:
-        return NONE
-    r = s.finishes[e, 0] & REQUEST_MASK
-    pop(s.finishes, e, engine.finishes)
-    engine.finishes -= 1
-    request = s.requests[r]
-    tokens = request.prompt + request.output - 1
-    stop_decoding(s, e, r, tokens)
-    window = s.scalars[engine.timing].window
-    if window > 0 and tokens <= window:
-        engine.growing -= 1
-    leave(s, e, r, tokens)
-    return r
-
-
-@kernel
 def leave(s, e, r, tokens):
     """Free a finished request's blocks, its generated prefix blocks entered in the cache."""
     request = s.requests[r]
@@ -480,6 +479,8 @@ def leave(s, e, r, tokens):
     register_prefix(s, e, r, tokens)
     release(s, e, r, tokens)
     unlink_running(s, e, r)
+    leave_sizes(s, e, r)
+    forget_resident(s, e, r)
 
 
 @kernel
@@ -494,15 +495,3 @@ def give_token(s, e, r):
     request.last_s = engine.end_s
     request.produced += 1
     engine.output_tokens += 1
-
-
-@kernel
-def join_decoding(s, e, r):
-    """Let a request whose prompt is computed decode from the next step on."""
-    engine = s.engines[e]
-    if engine.decoding == 0:
-        engine.last_decode_s = engine.end_s
-    elif engine.last_decode_s != engine.end_s:
-        s.fresh[e, engine.fresh] = r
-        engine.fresh += 1
-    start_decoding(s, e, r, s.requests[r].computed)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpusched.errors import InputError
+from gpusched.policies.batching.discipline import CHUNKED, OPEN, STATIC, discipline
 from gpusched.timing.compiled import CompiledTiming
 
 Role = Literal["mixed", "prefill", "decode"]
-Batching = Literal["vllm", "prefill-first", "static"]
 Routing = Literal[
     "round-robin",
     "random",
@@ -35,10 +35,8 @@ class Pool:
     """KV blocks of one replica."""
     replicas: int = 1
     role: Role = "mixed"
-    batching: Batching = "vllm"
-    """``vllm``: FCFS, chunked prefill under a token budget, preemption by recompute (vLLM v1).
-    ``prefill-first``: whole prompts before any decode (vLLM v0). ``static``: a batch runs to its
-    end, its KV cache reserved in full, before the next one starts."""
+    batching: str = "vllm"
+    """A discipline of ``policies.batching``, or a user's own."""
     block_tokens: int = 16
     """A power of two."""
     max_num_seqs: int = 256
@@ -60,16 +58,18 @@ class Pool:
             raise InputError(
                 f"pool {self.name}: block size must be a power of two, got {self.block_tokens}"
             )
-        allowed = {
-            "mixed": ("vllm", "prefill-first", "static"),
-            "prefill": ("vllm", "prefill-first"),
-        }
-        if self.batching not in allowed.get(self.role, ("vllm",)):
+        chosen = discipline(self.batching)
+        plain = chosen.gate == OPEN and not chosen.preemptive and chosen.forming != STATIC
+        if self.role == "prefill" and not plain:
             raise InputError(
-                f"pool {self.name}: {self.role} replicas cannot use {self.batching} batching; "
-                f"choose {' or '.join(allowed.get(self.role, ('vllm',)))}"
+                f"pool {self.name}: prefill replicas cannot use {self.batching} batching; choose a "
+                "policy without gate and preemption, such as vllm, prefill-first or sjf"
             )
-        if self.batching == "vllm" and self.max_num_batched_tokens < self.max_num_seqs:
+        if self.role == "decode" and self.batching != "vllm":
+            raise InputError(
+                f"pool {self.name}: decode replicas cannot use {self.batching} batching; choose vllm"
+            )
+        if chosen.forming == CHUNKED and self.max_num_batched_tokens < self.max_num_seqs:
             raise InputError(
                 f"pool {self.name}: max_num_batched_tokens ({self.max_num_batched_tokens}) must be "
                 f"at least max_num_seqs ({self.max_num_seqs}); raise the one or lower the other"

@@ -10,20 +10,22 @@ import numpy as np
 
 from gpusched.compilation import entry_kernel, kernel
 from gpusched.policies.routing import random_u64, route
-from gpusched.sim.blocks import available, blocks_for, release
-from gpusched.sim.engine import (
-    finish_leap,
-    give_token,
-    join_decoding,
-    leave,
-    next_finished,
-    schedule,
+from gpusched.policies.batching.order import FCFS
+from gpusched.sim.admission import (
+    enter_queue,
+    expect_resident,
+    forget_resident,
+    predicted_left,
 )
+from gpusched.sim.blocks import available, blocks_for, release
+from gpusched.sim.decoding import join_decoding, next_stopped, pause
+from gpusched.sim.engine import finish_leap, give_token, leave, schedule
 from gpusched.sim.heaps import pop_timed, push_timed, set_timer
-from gpusched.sim.lists import append_waiting, unlink_running
+from gpusched.sim.lists import unlink_running
 from gpusched.sim.state import (
     ABSENT,
     DECODE_TURN,
+    FAULT,
     NEXT_ROW,
     NONE,
     PENDING,
@@ -37,7 +39,7 @@ from gpusched.sim.state import (
 )
 from gpusched.sim.timing_kernels import leap_s, steps_until
 
-UNDER_WAY, FINISHED, STALLED = range(3)
+UNDER_WAY, FINISHED, STALLED, FAULTED = range(4)
 
 
 @kernel
@@ -95,10 +97,9 @@ def fits(s, rules, e, r):
 @kernel
 def wake(s, e, now_s):
     """Let an idle engine look at its queue."""
-    if s.timers_s[e] == math.inf:
-        engine = s.engines[e]
+    engine = s.engines[e]
+    if engine.steps == 0 and max(now_s, s.ready_s[e]) < s.timers_s[e]:
         engine.end_s = max(now_s, s.ready_s[e])
-        engine.steps = 0
         set_timer(s.timers_s, s.winners, e, engine.end_s)
 
 
@@ -109,8 +110,11 @@ def enqueue(s, e, r, now_s):
     request = s.requests[r]
     request.engine = e
     request.state = WAITING
-    append_waiting(s, e, r)
-    if engine.open and engine.steps > 1:
+    enter_queue(s, e, r, now_s, False)
+    joins = engine.open and (
+        engine.order == FCFS or engine.waiting_head == r or engine.skip > 0
+    )
+    if joins and engine.steps > 1:
         wait_s = now_s - engine.start_s
         engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)
         engine.end_s = engine.start_s + leap_s(engine.first_s, engine.slope_s, engine.steps)
@@ -234,7 +238,7 @@ def receive(s, r, now_s):
     request = s.requests[r]
     source = np.int64(request.engine)
     release(s, source, r, request.prompt)
-    if s.engines[source].waiting_head != NONE:
+    if s.engines[source].waiting > 0:
         wake(s, source, now_s)
     request.computed = request.prompt
     enqueue(s, np.int64(request.destination), r, now_s)
@@ -249,10 +253,15 @@ def end_leap(s, rules, e):
         finish_leap(s, e)
         record_kv(s, e)
         if engine.active > 0:
-            r = next_finished(s, e)
+            r = next_stopped(s, e)
             while r != NONE:
-                complete(s, rules, e, r, now_s)
-                r = next_finished(s, e)
+                request = s.requests[r]
+                if request.finish_step == engine.step:
+                    leave(s, e, r, request.prompt + request.output - 1)
+                    complete(s, rules, e, r, now_s)
+                else:
+                    pause(s, e, r)
+                r = next_stopped(s, e)
         if engine.chunk_tokens > 0:
             r = engine.prefill_head
             while r != NONE:
@@ -268,10 +277,12 @@ def end_leap(s, rules, e):
                     elif engine.role == PREFILL_ONLY:
                         hand_over(s, rules, e, r, now_s)
                     else:
+                        forget_resident(s, e, r)
+                        expect_resident(s, e, r, request.computed + 1, predicted_left(s, r))
                         join_decoding(s, e, r)
                 r = following
     schedule(s, e)
-    set_timer(s.timers_s, s.winners, e, engine.end_s if engine.steps > 0 else math.inf)
+    set_timer(s.timers_s, s.winners, e, engine.end_s)
 
 
 @kernel
@@ -299,8 +310,10 @@ def record_kv(s, e):
 
 @entry_kernel
 def run(s, rules, max_events):
-    """Process up to ``max_events`` events; return ``FINISHED``, ``UNDER_WAY`` or ``STALLED``."""
+    """Process up to ``max_events`` events and return where the run stands."""
     for _ in range(max_events):
+        if s.counters[FAULT] > 0:
+            return FAULTED
         if s.counters[REMAINING] == 0:
             return FINISHED
         e = s.winners[1]

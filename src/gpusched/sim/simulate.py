@@ -1,5 +1,6 @@
 """Simulate a trace on a fleet."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -11,9 +12,14 @@ from numpy.typing import NDArray
 from gpusched.compilation import is_cached
 from gpusched.errors import InputError
 from gpusched.policies import routing
+from gpusched.policies.batching.discipline import LOOK_AHEAD, OPEN, Discipline, discipline
+from gpusched.policies.custom import MAX_PARAMETERS, Compiled, unused
+from gpusched.policies.lengths.predictors import parse_predictor, predict
+from gpusched.policies.views import Engine, Request
 from gpusched.sim import kernel, state
 from gpusched.sim.fleet import Fleet, Pool
 from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
+from gpusched.sim.grouping import groups_for
 from gpusched.sim.result import PoolUse, SimulationResult
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Trace
@@ -21,7 +27,6 @@ from gpusched.traces.trace import Trace
 SERIES_BINS = 1024
 EVENTS_PER_SLICE = 2_000_000
 
-BATCHING = {"vllm": state.VLLM, "prefill-first": state.PREFILL_FIRST, "static": state.STATIC}
 ROLES = {"mixed": state.MIXED, "prefill": state.PREFILL_ONLY, "decode": state.DECODE_ONLY}
 
 
@@ -60,10 +65,44 @@ def simulate(
     while (status := kernel.run(s, rules, EVENTS_PER_SLICE)) == kernel.UNDER_WAY:
         if progress is not None:
             progress(1.0 - int(s.counters[state.REMAINING]) / len(trace))
+    if status == kernel.FAULTED:
+        raise InputError(fault(fleet, s))
     if status == kernel.STALLED:
-        raise RuntimeError(f"stalled with {s.counters[state.REMAINING]} requests unanswered")
+        raise InputError(stall(fleet, s))
     wall_s = time.perf_counter() - started
     return collect(fleet, trace, s, firsts, wall_s)
+
+
+def fault(fleet: Fleet, s: state.State) -> str:
+    """Return what went wrong in a user's policy, by calling it once more as plain Python."""
+    row, r = int(s.counters[state.FAULT]) - 1, int(s.counters[state.FAULTY])
+    function = custom_functions([discipline(pool.batching) for pool in fleet.pools])[HOOKS[row]]
+    request = s.requests[r]
+    engine = s.engines[int(request["engine"])]
+    views = {
+        "request": Request(
+            float(request["arrival_s"]),
+            *(int(request[n]) for n in ("prompt", "produced", "predicted", "priority")),
+        ),
+        "engine": Engine(float(engine["end_s"]), int(engine["running"]), int(engine["max_seqs"]), 0, 0),
+    }  # fmt: skip
+    try:
+        answer = function.function(*(views[v] for v in function.views), *function.parameters)
+        happened = f"returned {answer!r}, which is no number"
+    except Exception as error:
+        happened = f"raised {type(error).__name__}: {error}"
+    return f"policy {function.name} {happened} for request {r} ({views['request']})"
+
+
+def stall(fleet: Fleet, s: state.State) -> str:
+    """Return which requests a policy keeps waiting for ever."""
+    waiting = np.flatnonzero(s.requests["state"] == state.WAITING)
+    names = ", ".join(sorted({pool.batching for pool in fleet.pools}))
+    first = int(waiting[0]) if len(waiting) else -1
+    return (
+        f"batching policy {names} keeps {len(waiting)} requests waiting for ever, the first of them "
+        f"request {first}; a gate must let a request start when nothing runs"
+    )
 
 
 def announce_compilation() -> None:
@@ -119,6 +158,12 @@ def build(
         prefix = None
     n_blocks = prefix.n_blocks if prefix is not None else 0
 
+    disciplines = {id(pool): discipline(pool.batching) for pool in fleet.pools}
+    requests["predicted"] = predictions(trace, list(disciplines.values()), seed)
+    requests["priority"] = 0 if trace.class_id is None else trace.class_id
+    groups = {
+        id(pool): groups_for(pool, disciplines[id(pool)], trace, len(lanes)) for pool in fleet.pools
+    }
     engines = np.zeros(len(lanes), state.ENGINE)
     timings: dict[int, int] = {}
     compiled: list[CompiledTiming] = []
@@ -128,12 +173,12 @@ def build(
             compiled.append(pool.timing)
         engine["pool"] = fleet.pools.index(pool)
         engine["timing"] = timings[id(pool.timing)]
-        engine["batching"] = BATCHING[pool.batching]
         engine["role"] = ROLES[pool.role]
         engine["kv_blocks"] = engine["free"] = pool.kv_blocks // pool.pipeline_stages
         engine["block_shift"] = pool.block_tokens.bit_length() - 1
         engine["max_seqs"] = max(pool.max_num_seqs // pool.pipeline_stages, 1)
         engine["max_batched_tokens"] = pool.max_num_batched_tokens
+        set_discipline(engine, disciplines[id(pool)])
         if prefix is not None and pool.prefix_caching and pool.role != "decode":
             if prefix.block_tokens % pool.block_tokens:
                 raise InputError(
@@ -146,6 +191,19 @@ def build(
         engines[field] = state.NONE
     engines["prefill_head"] = engines["lru_head"] = engines["lru_tail"] = state.NONE
 
+    n_groups = max(len(group.ends) for group in groups.values())
+    group_ends = np.full((len(lanes), n_groups), np.iinfo(np.int32).max, np.int64)
+    group_thresholds = np.ones((len(lanes), n_groups), np.int64)
+    group_caps = np.zeros((len(lanes), n_groups), np.int64)
+    for e, pool in enumerate(lanes):
+        group = groups[id(pool)]
+        count = len(group.ends)
+        engines["groups"][e], engines["hold_s"][e] = count, group.hold_s
+        group_ends[e, :count] = group.ends
+        group_thresholds[e, :count] = group.thresholds
+        group_caps[e, :count] = group.caps
+    ahead = any(d.gate == LOOK_AHEAD for d in disciplines.values())
+    custom = custom_functions(list(disciplines.values()))
     seats = int(engines["max_seqs"].max())
     windowed = any(timing.window > 0 for timing in compiled)
     block_tokens = max(pool.block_tokens for pool in fleet.pools)
@@ -177,6 +235,15 @@ def build(
         crossings=np.zeros((len(lanes), seats if windowed else 1), np.int64),
         phases=np.zeros((len(lanes), block_tokens), np.int64),
         fresh=np.zeros((len(lanes), seats), np.int32),
+        ends=np.zeros((len(lanes), seats if ahead else 1), np.int64),
+        bases=np.zeros((len(lanes), seats if ahead else 1), np.int64),
+        group_heads=np.full((len(lanes), n_groups), state.NONE, np.int64),
+        group_tails=np.full((len(lanes), n_groups), state.NONE, np.int64),
+        group_counts=np.zeros((len(lanes), n_groups), np.int64),
+        group_sizes=np.zeros((len(lanes), n_groups), np.int64),
+        group_ends=group_ends,
+        group_thresholds=group_thresholds,
+        group_caps=group_caps,
         cache=cache,
         prefix_offsets=offsets,
         prefix_ids=block_ids,
@@ -198,6 +265,13 @@ def build(
         pending_s=np.zeros(n if makes_arrivals else 1),
         pending=np.zeros(n if makes_arrivals else 1, np.int32),
         counters=np.zeros(state.N_COUNTERS, np.int64),
+        rank=custom["rank"].native if "rank" in custom else unused("batching"),
+        admits=custom["admits"].native if "admits" in custom else unused("batching"),
+        score=custom["score"].native if "score" in custom else unused("routing"),
+        hold=custom["hold"].native if "hold" in custom else unused("admission"),
+        parameters=np.stack(
+            [custom[n].row() if n in custom else np.zeros(MAX_PARAMETERS) for n in HOOKS]
+        ),
     )
     s.counters[state.REMAINING] = n
     rules = state.Rules(
@@ -217,6 +291,58 @@ def build(
         s.counters[state.PENDING] = len(roots)
         s.counters[state.NEXT_ROW] = roots[-1] + 1
     return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64)
+
+
+HOOKS = ("rank", "admits", "score", "hold")
+"""A user's functions, in the order of ``state.RANK`` and those after it."""
+
+
+def custom_functions(disciplines: list[Discipline]) -> dict[str, Compiled]:
+    """Return the user's functions among the fleet's policies.
+
+    Raises:
+        InputError: two pools use different ones.
+    """
+    found: dict[str, Compiled] = {}
+    for name in ("rank", "admits"):
+        own = {getattr(d, name) for d in disciplines} - {None}
+        if len(own) > 1:
+            raise InputError("a fleet can use one batching policy of the user's own, not two")
+        if own:
+            found[name] = own.pop()
+    return found
+
+
+def set_discipline(engine: np.void, chosen: Discipline) -> None:
+    """Write a batching discipline into an engine's settings."""
+    engine["forming"] = chosen.forming
+    engine["order"] = chosen.order
+    engine["gate"] = chosen.gate
+    engine["eviction"] = chosen.eviction
+    engine["preemptive"] = chosen.preemptive
+    engine["reserve_prompt"] = chosen.reserve_prompt
+    engine["restart"] = chosen.restart
+    engine["nested"] = chosen.name == "nested-wait"
+    engine["strict"] = chosen.start == "strict"
+    engine["skip"] = chosen.skip
+    engine["ageing_tokens_per_s"] = chosen.ageing_tokens_per_s
+    engine["quantum_tokens"] = chosen.quantum_tokens
+    engine["clear_probability"] = chosen.clear_probability
+    blocks = int(engine["kv_blocks"])
+    engine["spare_blocks"] = math.ceil(chosen.margin * blocks) if chosen.gate == OPEN else 0
+    engine["limit_tokens"] = int((1.0 - chosen.margin) * blocks) << int(engine["block_shift"])
+    if chosen.chunk_tokens:
+        engine["max_batched_tokens"] = max(chosen.chunk_tokens, int(engine["max_seqs"]))
+
+
+def predictions(trace: Trace, disciplines: list[Discipline], seed: int) -> NDArray[np.int32]:
+    """Return the predicted output length of every request; zeros if no discipline wants any."""
+    wanted = {d.predictor for d in disciplines} - {None}
+    if not wanted:
+        return np.zeros(len(trace), np.int32)
+    if len(wanted) > 1:
+        raise InputError(f"pools with different length predictors: {', '.join(sorted(wanted))}")
+    return predict(trace, parse_predictor(wanted.pop()), seed)
 
 
 def session_followers(

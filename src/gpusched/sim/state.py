@@ -3,22 +3,26 @@
 An *engine* is one lane of one replica: a batch of its own with KV blocks of its own.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-ABSENT, WAITING, PREFILL, DECODE, TRANSFER, DONE, REJECTED = range(7)
-"""States of a request. ``ABSENT``: not arrived."""
-
-VLLM, PREFILL_FIRST, STATIC = range(3)
-"""Batching disciplines."""
+ABSENT, WAITING, PREFILL, DECODE, TRANSFER, DONE, REJECTED, PAUSED = range(8)
+"""States of a request. ``ABSENT``: not arrived; ``PAUSED``: keeps its KV cache but takes no step."""
 
 MIXED, PREFILL_ONLY, DECODE_ONLY = range(3)
 """Roles."""
 
 NONE = -1
 """End of a linked list."""
+
+REQUEST_BITS = 32
+"""Heap keys are ``step << REQUEST_BITS | request``: ties go to the lower request."""
+REQUEST_MASK = (1 << REQUEST_BITS) - 1
+
+RANK, ADMITS, SCORE, HOLD = range(4)
+"""A user's functions: rows of ``parameters``; one more is the value of ``FAULT``."""
 
 REQUEST = np.dtype(
     [
@@ -41,7 +45,14 @@ REQUEST = np.dtype(
         ("destination", "i4"),  # engine that a transfer goes to
         ("next", "i4"),  # neighbours in the queue or in the running list
         ("previous", "i4"),
+        ("link", "i4"),  # child in the queue's heap, or follower in a group's list
         ("follower", "i4"),  # next round of the session
+        ("rank", "f8"),  # place in the queue, lower first
+        ("predicted", "i4"),  # predicted output tokens
+        ("planned_end", "i4"),  # iteration that a resident is predicted to end with
+        ("planned_base", "i4"),  # its KV tokens in iteration x are planned_base + x
+        ("priority", "i2"),
+        ("group", "i2"),  # of predicted length, or of decode progress
         ("state", "i1"),
     ],
     align=True,
@@ -52,8 +63,24 @@ ENGINE = np.dtype(
         # settings
         ("pool", "i8"),
         ("timing", "i8"),
-        ("batching", "i8"),
         ("role", "i8"),
+        ("forming", "i8"),  # these up to hold_s: see policies.batching.discipline
+        ("order", "i8"),
+        ("gate", "i8"),
+        ("eviction", "i8"),
+        ("preemptive", "b1"),
+        ("reserve_prompt", "b1"),
+        ("restart", "b1"),
+        ("nested", "b1"),  # groups are of decode progress
+        ("strict", "b1"),
+        ("skip", "i8"),
+        ("spare_blocks", "i8"),  # that admission leaves free
+        ("limit_tokens", "i8"),  # of predicted KV use
+        ("ageing_tokens_per_s", "f8"),
+        ("quantum_tokens", "f8"),
+        ("clear_probability", "f8"),
+        ("groups", "i8"),
+        ("hold_s", "f8"),
         ("kv_blocks", "i8"),
         ("block_shift", "i8"),  # log2 of the block size in tokens
         ("max_seqs", "i8"),
@@ -69,6 +96,9 @@ ENGINE = np.dtype(
         ("active", "i8"),  # requests that decode in it
         ("prefill_head", "i8"),  # first running request with a chunk in it
         ("chunk_tokens", "i8"),  # prompt tokens in each step
+        ("finishing", "i8"),  # prompts that are computed with it
+        ("work", "f8"),  # query-key pairs of its chunks
+        ("window_work", "f8"),  # the same pairs inside the sliding window
         ("used_blocks", "i8"),  # KV blocks in use when it began
         ("open", "b1"),  # a new arrival could join at the end of the current step
         # running and waiting requests
@@ -76,8 +106,15 @@ ENGINE = np.dtype(
         ("running", "i8"),
         ("running_head", "i8"),
         ("running_tail", "i8"),
+        ("waiting", "i8"),
         ("waiting_head", "i8"),
         ("waiting_tail", "i8"),
+        ("blocked", "b1"),  # the gate, not memory or seats, kept the first one waiting
+        ("blocked_chunks", "i8"),  # iterations its prompt would take
+        ("hold_until_s", "f8"),  # when a held group may start without its threshold
+        ("paused", "i8"),  # running requests that are held between groups
+        ("residents", "i8"),  # size of ends and bases
+        ("draws", "i8"),  # random decisions so far
         ("decoding", "i8"),
         ("context", "i8"),  # KV tokens of decoding requests
         ("window_context", "i8"),  # the same, each at most the sliding window
@@ -134,6 +171,23 @@ class State(NamedTuple):
     """Decoding requests by (KV tokens - step) modulo the block size, per engine."""
     fresh: NDArray[np.int32]
     """Requests counted by ``fresh``, per engine."""
+    ends: NDArray[np.int64]
+    """Predicted last iterations of the running requests in ascending order, per engine."""
+    bases: NDArray[np.int64]
+    """Beside ``ends``: KV tokens less iteration."""
+    group_heads: NDArray[np.int64]
+    """Lists of held requests, shape (engines, groups)."""
+    group_tails: NDArray[np.int64]
+    group_counts: NDArray[np.int64]
+    """Requests held in each list."""
+    group_sizes: NDArray[np.int64]
+    """Running requests of each group, held ones aside."""
+    group_ends: NDArray[np.int64]
+    """Largest output length, or decode progress, of each group."""
+    group_thresholds: NDArray[np.int64]
+    """Requests with which a group starts."""
+    group_caps: NDArray[np.int64]
+    """Running requests of a group at most."""
     cache: NDArray[np.void]
     """Prefix blocks, shape (engines, distinct blocks)."""
     prefix_offsets: NDArray[np.int64]
@@ -168,6 +222,13 @@ class State(NamedTuple):
     """Heap of arrivals made by the simulation: rounds, transfers, closed-loop users."""
     counters: NDArray[np.int64]
     """See the indices below."""
+    rank: Any
+    """A user's functions, compiled: see ``policies.custom``."""
+    admits: Any
+    score: Any
+    hold: Any
+    parameters: NDArray[np.float64]
+    """Their parameters, a row each."""
 
 
 class Rules(NamedTuple):
@@ -185,6 +246,7 @@ class Rules(NamedTuple):
     link_token_s: float
 
 
-PENDING, REMAINING, NEXT_ROW, TURN, DECODE_TURN, N_COUNTERS = range(6)
+PENDING, REMAINING, NEXT_ROW, TURN, DECODE_TURN, FAULT, FAULTY, N_COUNTERS = range(8)
 """Indices into ``counters``: size of the pending heap, requests not yet done, next row of the
-trace to issue, and the two routers' decisions so far."""
+trace to issue, the two routers' decisions so far, and which of a user's functions failed (see
+``policies.custom``) on which request."""

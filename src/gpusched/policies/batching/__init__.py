@@ -1,0 +1,1 @@
+"""Which requests enter an engine's next iteration."""

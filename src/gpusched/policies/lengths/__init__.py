@@ -1,0 +1,1 @@
+"""Predicted output lengths: what schedulers know of a request before it ends."""
