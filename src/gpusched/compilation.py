@@ -79,7 +79,7 @@ def entry_kernel(function: Function) -> Function:
 
 def is_cached(function: Any) -> bool:
     """Whether the entry kernel's compiled code is already on disk or in memory."""
-    if function.signatures:
+    if not hasattr(function, "signatures") or function.signatures:
         return True
     folder = Path(function.stats.cache_path)
     return folder.is_dir() and any(folder.glob(f"*{function.py_func.__name__}*.nbc"))

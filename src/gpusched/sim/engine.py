@@ -123,7 +123,7 @@ def schedule_chunked(s, e):
             start_waiting(s, e)
     if engine.paused > 0 and engine.decoding == 0 and engine.chunk_tokens == 0:
         resume_all(s, e)
-        preempted = make_room(s, e)
+        preempted |= make_room(s, e)
     engine.active = engine.decoding
     engine.open = (
         (engine.gate == GROUPED or engine.order != FCFS or engine.waiting == 0 or engine.skip > 0)
@@ -136,14 +136,14 @@ def schedule_chunked(s, e):
     elif engine.decoding > 0:
         leap_decode(s, e, preempted)
     else:
-        rest(engine)
+        rest(engine, preempted)
 
 
 @kernel
-def rest(engine):
-    """Idle until the next event."""
+def rest(engine, preempted):
+    """Idle until the next event; look at the queue again at once if all had to be preempted."""
     engine.steps = 0
-    engine.end_s = engine.hold_until_s
+    engine.end_s = engine.start_s if preempted else engine.hold_until_s
 
 
 @kernel
@@ -177,10 +177,13 @@ def start_waiting(s, e):
     budget = engine.max_batched_tokens - engine.decoding - engine.chunk_tokens
     passed = NONE
     skipped = 0
+    refused = False
     while engine.waiting_head != NONE and budget > 0:
         taken = 0
+        engine.blocked = False
         if engine.running < engine.max_seqs:
             taken = start(s, e, np.int64(engine.waiting_head), budget)
+        refused |= engine.blocked
         if taken > 0:
             budget -= taken
         elif engine.preemptive and displace(s, e):
@@ -197,6 +200,7 @@ def start_waiting(s, e):
         following = np.int64(s.requests[passed].next)
         join_queue(s, e, passed, True)
         passed = following
+    engine.blocked = refused
 
 
 @cold_kernel
@@ -233,14 +237,12 @@ def start(s, e, r, budget):
     needed = blocks_for(engine, held) - hits * engine.prefix_blocks
     spare = engine.spare_blocks if engine.running > 0 else 0
     if needed > available(engine) - idle * engine.prefix_blocks - spare:
-        engine.blocked = False
         return 0
     chunks = (target - past + budget - 1) // budget
     if not may_start(s, e, r, chunks):
         engine.blocked = True
         engine.blocked_chunks = chunks
         return 0
-    engine.blocked = False
     expect_resident(s, e, r, target - (chunks - 1), predicted_left(s, r) + chunks - 1)
     request.computed = past
     admit(s, e, r, hits, held)
@@ -307,7 +309,7 @@ def schedule_whole(s, e):
     if engine.decoding > 0:
         leap_decode(s, e, preempted)
     else:
-        rest(engine)
+        rest(engine, preempted)
 
 
 @kernel

@@ -18,7 +18,19 @@ from gpusched.sim.admission import enter_queue, forget_resident, standing
 from gpusched.sim.blocks import release
 from gpusched.sim.decoding import interrupt_decoding, kv_tokens, produced_tokens
 from gpusched.sim.lists import leave_group, unlink_running
-from gpusched.sim.state import DECODE, NONE, PAUSED, PREFILL, WAITING
+from gpusched.sim.state import (
+    DECODE,
+    FAULT,
+    FAULTY,
+    NONE,
+    PAUSED,
+    PREFILL,
+    THRASHING,
+    WAITING,
+)
+
+MOST_PREEMPTIONS = 10_000
+"""Evictions of one request after which a discipline is taken never to finish it."""
 
 _DRAW = 1.0 / 2.0**53
 
@@ -49,6 +61,9 @@ def preempt(s, e, r, grown):
     request.state = WAITING
     request.computed = 0
     request.preemptions += 1
+    if request.preemptions > MOST_PREEMPTIONS and s.counters[FAULT] == 0:
+        s.counters[FAULT] = THRASHING
+        s.counters[FAULTY] = r
     request.predicted = max(request.predicted, request.produced + 1)
     if engine.restart:
         request.produced = 0

@@ -5,6 +5,8 @@ A queue is a list in order of arrival, a pairing heap in order of rank (Fredman 
 ``next``; one in a group's list has its follower in ``link``.
 """
 
+import numpy as np
+
 from gpusched.compilation import kernel
 from gpusched.policies.batching.discipline import GROUPED
 from gpusched.policies.batching.order import FCFS
@@ -18,7 +20,7 @@ def join_queue(s, e, r, front):
     request = s.requests[r]
     engine.waiting += 1
     if engine.gate == GROUPED:
-        join_group(s, e, request.group, r, front)
+        join_group(s, e, 0 if engine.nested else np.int64(request.group), r, front)
     elif engine.order != FCFS:
         request.next = NONE
         request.link = NONE

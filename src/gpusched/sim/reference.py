@@ -7,14 +7,29 @@ what is simulated; use ``simulate`` for everything else.
 from bisect import insort
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from math import ceil, inf, nan
+from math import ceil, floor, inf, log2, nan
 
 import numpy as np
 
 from gpusched.errors import InputError
+from gpusched.policies.batching.discipline import (
+    ALL,
+    CHUNKED,
+    GROUPED,
+    LEAST_PREDICTED,
+    LOOK_AHEAD,
+    OPEN,
+    RANDOM,
+    STATIC,
+    WORST_RANK,
+    Discipline,
+    discipline,
+)
+from gpusched.policies.batching.order import FCFS, LEVELS, PRIORITY, SHORTEST, VOLUME
 from gpusched.policies.routing import AFFINITY_FACTOR, AFFINITY_SLACK_REQUESTS
 from gpusched.sim.fleet import Fleet, Pool
-from gpusched.sim.simulate import ClosedLoop
+from gpusched.sim.grouping import Groups, groups_for
+from gpusched.sim.simulate import ClosedLoop, predictions
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Trace
 
@@ -43,6 +58,12 @@ class Request:
     engine: "Engine | None" = None
     destination: "Engine | None" = None
     transferring: bool = False
+    predicted: int = 0
+    priority: int = 0
+    rank: tuple[float, ...] = ()
+    group: int = 0
+    plan: tuple[int, int] = (0, 0)
+    """Predicted last iteration, and KV tokens less iteration."""
 
     @property
     def target(self) -> int:
@@ -62,6 +83,9 @@ class Engine:
     pool: Pool
     pool_index: int
     timing: CompiledTiming
+    index: int
+    policy: Discipline
+    groups: Groups
     kv_blocks: int
     max_seqs: int
     prefix_tokens: int
@@ -85,6 +109,16 @@ class Engine:
     prompt_tokens: int = 0
     output_tokens: int = 0
     peak_blocks: int = 0
+    draws: int = 0
+    emptied: bool = False
+    """Whether requests had to be preempted for the iteration under way."""
+
+    def __post_init__(self) -> None:
+        count = len(self.groups.ends)
+        self.held: list[list[Request]] = [[] for _ in range(count)]
+        self.sizes = [0] * count
+        self.nested = self.policy.name == "nested-wait"
+        self.grouped = self.policy.gate == GROUPED
 
     @property
     def prefix_blocks(self) -> int:
@@ -148,19 +182,148 @@ class Engine:
                 self.idle[block] = None
         request.held = 0
 
-    def preempt_last(self) -> None:
-        """Send the request admitted last back to the front of the queue."""
-        request = self.running.pop()
+    def enter_queue(self, request: Request, *, front: bool) -> None:
+        """Give a request its place in the queue."""
+        left = max(request.predicted - request.produced, 1)
+        held = request.target
+        aged = self.policy.ageing_tokens_per_s * request.arrival_s
+        if self.policy.order == PRIORITY:
+            request.rank = (request.priority,)
+        elif self.policy.order == SHORTEST:
+            request.rank = (left + aged, request.prompt)
+        elif self.policy.order == VOLUME:
+            request.rank = (held * left + left * (left + 1) / 2 + aged,)
+        elif self.policy.order == LEVELS:
+            request.rank = (self.level(request),)
+        if self.grouped:
+            ends = list(self.groups.ends)
+            reached = request.produced + 1 if self.nested else request.predicted
+            request.group = next((g for g, end in enumerate(ends) if end >= reached), len(ends) - 1)
+            entry = self.held[0 if self.nested else request.group]
+            entry.insert(0 if front else len(entry), request)
+        if front:
+            self.waiting.appendleft(request)
+        else:
+            self.waiting.append(request)
+
+    def level(self, request: Request) -> float:
+        """Level of a feedback queue."""
+        return floor(log2(request.produced / self.policy.quantum_tokens + 1) + 1e-12)
+
+    def standing(self, request: Request) -> tuple[float, ...]:
+        """Rank while it runs."""
+        return (self.level(request),) if self.policy.order == LEVELS else request.rank
+
+    def first_waiting(self) -> Request:
+        """The request that goes first."""
+        if self.policy.order == FCFS:
+            return self.waiting[0]
+        return min(self.waiting, key=lambda r: (r.rank, r.index))
+
+    def preempt(self, request: Request) -> None:
+        """Send a request back to the queue."""
+        self.running.remove(request)
         if request in self.decodes:
             self.decodes.remove(request)
+        if self.grouped:
+            if any(request in held for held in self.held):
+                self.held[request.group].remove(request)
+            else:
+                self.sizes[request.group] -= 1
         self.release(request)
         request.computed = 0
         request.preemptions += 1
-        self.waiting.appendleft(request)
+        request.predicted = max(request.predicted, request.produced + 1)
+        if self.policy.restart:
+            request.produced = 0
+        self.enter_queue(request, front=True)
+
+    def evict(self) -> None:
+        """Preempt as the discipline says."""
+        eviction = self.policy.eviction
+        if eviction == WORST_RANK:
+            self.preempt(max(self.running, key=lambda r: (self.standing(r), r.index)))
+        elif eviction == LEAST_PREDICTED:
+            self.preempt(
+                min(self.running, key=lambda r: (max(r.predicted, r.produced + 1), -r.index))
+            )
+        elif eviction in (ALL, RANDOM):
+            for request in list(reversed(self.running)):
+                chosen = eviction == ALL
+                if not chosen:
+                    draw = (random_u64(self.index, self.draws) >> 11) / 2**53
+                    chosen = draw < self.policy.clear_probability
+                    self.draws += 1
+                if chosen:
+                    self.preempt(request)
+        else:
+            self.preempt(self.running[-1])
+
+    def displace(self, head: Request) -> bool:
+        """Let a waiting request take the place of one of worse standing."""
+        if not self.decodes:
+            return False
+        worst = max(self.decodes, key=lambda r: (self.standing(r), r.index))
+        if self.standing(worst) <= head.rank:
+            return False
+        self.preempt(worst)
+        return True
+
+    def fits_ahead(self, tokens: int, iterations: int) -> bool:
+        """Check predicted KV use in every coming iteration."""
+        now = self.iterations
+        slack = self.pool.block_tokens - 1
+        limit = int((1.0 - self.policy.margin) * self.kv_blocks) * self.pool.block_tokens
+        ends = [max(r.plan[0], now) for r in self.running]
+        for x in range(now, now + iterations):
+            held = tokens + x - now + slack
+            held += sum(
+                r.plan[1] + x + slack for r, end in zip(self.running, ends, strict=True) if end >= x
+            )
+            if held > limit:
+                return False
+        return True
+
+    def allowance(self, g: int, now_s: float) -> int:
+        """Requests of a group's list that may start."""
+        held = self.held[g]
+        room = int(self.groups.caps[g]) - self.sizes[g]
+        if not held or room <= 0:
+            return 0
+        size = min(int(self.groups.thresholds[g]), room)
+        needed = int(self.groups.thresholds[g]) if self.policy.start == "strict" else size
+        if len(held) >= needed or now_s >= self.held_since(g) + self.groups.hold_s:
+            return min(size, len(held))
+        return 0
+
+    def held_since(self, g: int) -> float:
+        """Since when the first request of a list is held."""
+        first = self.held[g][0]
+        return first.last_token_s if self.nested and g > 0 else first.arrival_s
+
+    def pause(self, request: Request) -> None:
+        """Hold a request at the end of its group."""
+        self.sizes[request.group] -= 1
+        request.group += 1
+        self.held[request.group].append(request)
+
+    def at_group_end(self, request: Request) -> bool:
+        """Whether a request has come to the end of its group."""
+        return self.nested and request.produced == self.groups.ends[request.group]
+
+    def resume(self, g: int, count: int) -> None:
+        """Let paused requests go on."""
+        for _ in range(count):
+            request = self.held[g].pop(0)
+            self.sizes[g] += 1
+            self.decodes.append(request)
 
     def admit(self, request: Request, hits: int, past: int, tokens: int, now_s: float) -> None:
-        """Move the head of the queue to the running requests, with blocks for ``tokens``."""
-        self.waiting.popleft()
+        """Move a request from the queue to the running ones, with blocks for ``tokens``."""
+        self.waiting.remove(request)
+        if self.grouped:
+            self.held[0 if self.nested else request.group].remove(request)
+            self.sizes[request.group] += 1
         self.running.append(request)
         self.hold(request, hits)
         self.allocate(request, self.blocks_for(tokens) - hits * self.prefix_blocks)
@@ -172,7 +335,9 @@ class Engine:
         """Whether blocks for ``tokens`` can be had, cached ones of its own prefix aside."""
         idle = sum(block in self.idle for block in request.blocks[:hits])
         needed = self.blocks_for(tokens) - hits * self.prefix_blocks
-        return needed <= self.available - idle * self.prefix_blocks
+        spare = ceil(self.policy.margin * self.kv_blocks) if self.policy.gate == OPEN else 0
+        spare *= bool(self.running)
+        return needed <= self.available - idle * self.prefix_blocks - spare
 
     def grow(self) -> bool:
         """Give each decode a slot for its next token, preempting from the end; True if any was."""
@@ -183,11 +348,11 @@ class Engine:
                 for r in self.decodes
                 if self.blocks_for(r.computed + 1) > self.blocks_for(r.computed)
             ]
-            if self.pool.batching == "static" or len(needed) <= self.available:
+            if self.policy.forming == STATIC or len(needed) <= self.available:
                 break
-            self.preempt_last()
+            self.evict()
             preempted = True
-        if self.pool.batching != "static":
+        if self.policy.forming != STATIC:
             for request in needed:
                 self.allocate(request, 1)
         return preempted
@@ -196,7 +361,7 @@ class Engine:
         """Form the next iteration."""
         self.chunks = []
         prefilling = [r for r in self.running if r not in self.decodes]
-        if self.pool.batching == "vllm":
+        if self.policy.forming == CHUNKED:
             active = self.schedule_chunked(prefilling, now_s)
         else:
             active = self.schedule_whole(now_s)
@@ -210,49 +375,111 @@ class Engine:
             self.end_s = now_s + duration
         else:
             self.end_s = inf
+            if self.grouped:
+                held = [g for g in range(len(self.held)) if self.held[g]]
+                releases = [self.held_since(g) + self.groups.hold_s for g in held]
+                self.end_s = min([r for r in releases if r > now_s], default=inf)
+            if self.emptied:
+                self.end_s = now_s
         self.active = active
 
     def schedule_chunked(self, prefilling: list[Request], now_s: float) -> list[Request]:
         """Decodes first, then prompt tokens up to the budget."""
+        policy = self.policy
+        limit = self.pool.max_num_batched_tokens
+        if policy.chunk_tokens:
+            limit = max(policy.chunk_tokens, self.max_seqs)
+        if self.nested:
+            prefilling = [r for r in prefilling if r not in sum(self.held, [])]
+            for g in range(1, len(self.held)):
+                self.resume(g, self.allowance(g, now_s))
         preempted = self.grow()
-        budget = self.pool.max_num_batched_tokens - len(self.decodes)
         for request in prefilling:
             if request not in self.running:
                 continue
-            new = min(request.target - request.computed, budget)
+            new = min(request.target - request.computed, limit - len(self.decodes))
             extra = self.blocks_for(request.computed + new) - self.blocks_for(request.computed)
-            if extra > self.available:
-                self.preempt_last()
+            if policy.reserve_prompt:
+                extra = 0
+            while extra > self.available and request in self.running:
+                self.evict()
                 preempted = True
+            if request not in self.running:
                 continue
             self.allocate(request, extra)
             self.chunks.append((request, request.computed, new))
             request.computed += new
             self.register(request, request.computed)
-            budget -= new
-        while self.waiting and len(self.running) < self.max_seqs and budget > 0 and not preempted:
-            request = self.waiting[0]
-            received = request.computed > 0
-            hits = 0 if received else self.hits(request)
-            past = (
-                request.computed if received else min(hits * self.prefix_tokens, request.target - 1)
-            )
-            new = min(request.target - past, budget)
-            if not self.room(request, hits, past + new):
-                break
-            self.admit(request, hits, past, past + new, now_s)
-            budget -= new
-            if received:
-                self.decodes.append(request)
-            else:
-                self.chunks.append((request, past, new))
-                request.computed = past + new
-                self.register(request, request.computed)
+        budget = limit - len(self.decodes) - sum(new for _, _, new in self.chunks)
+        if not preempted and self.grouped:
+            self.start_groups(budget, now_s)
+        elif not preempted:
+            self.start_waiting(budget, now_s)
+        if self.nested and not self.decodes and not self.chunks:
+            for g in range(1, len(self.held)):
+                self.resume(g, len(self.held[g]))
+            preempted |= self.grow()
+        self.emptied = preempted
         return list(self.decodes)
+
+    def start_waiting(self, budget: int, now_s: float) -> None:
+        """Admit in order while all allows."""
+        passed = []
+        while self.waiting and budget > 0:
+            request = self.first_waiting()
+            taken, refused = 0, False
+            if len(self.running) < self.max_seqs:
+                taken, refused = self.start(request, budget, now_s)
+            if taken:
+                budget -= taken
+            elif self.policy.preemptive and self.displace(request):
+                budget += 1
+            elif refused and len(passed) < self.policy.skip:
+                self.waiting.remove(request)
+                passed.append(request)
+            else:
+                break
+        self.waiting.extendleft(reversed(passed))
+
+    def start_groups(self, budget: int, now_s: float) -> None:
+        """Admit held requests group by group."""
+        for g in range(1 if self.nested else len(self.held)):
+            for _ in range(self.allowance(g, now_s)):
+                if len(self.running) >= self.max_seqs or budget <= 0:
+                    return
+                taken, _ = self.start(self.held[g][0], budget, now_s)
+                if not taken:
+                    return
+                budget -= taken
+
+    def start(self, request: Request, budget: int, now_s: float) -> tuple[int, bool]:
+        """Admit a request if it fits; return its tokens, and whether the gate refused it."""
+        received = request.computed > 0
+        hits = 0 if received else self.hits(request)
+        past = request.computed if received else min(hits * self.prefix_tokens, request.target - 1)
+        new = min(request.target - past, budget)
+        held = request.target if self.policy.reserve_prompt else past + new
+        if not self.room(request, hits, held):
+            return 0, False
+        chunks = ceil((request.target - past) / budget)
+        tokens = request.target - (chunks - 1)
+        iterations = max(request.predicted - request.produced, 1) + chunks - 1
+        if self.policy.gate == LOOK_AHEAD:
+            if self.running and not self.fits_ahead(tokens, iterations):
+                return 0, True
+            request.plan = (self.iterations + iterations - 1, tokens - self.iterations)
+        self.admit(request, hits, past, held, now_s)
+        if received:
+            self.decodes.append(request)
+        else:
+            self.chunks.append((request, past, new))
+            request.computed = past + new
+            self.register(request, request.computed)
+        return new, False
 
     def schedule_whole(self, now_s: float) -> list[Request]:
         """Whole prompts if any fits, else one decode step."""
-        static = self.pool.batching == "static"
+        static = self.policy.forming == STATIC
         tokens = 0
         if not static or not self.running:
             while self.waiting and len(self.running) < self.max_seqs:
@@ -272,7 +499,7 @@ class Engine:
                 tokens += new
         if self.chunks:
             return []
-        self.grow()
+        self.emptied = self.grow()
         return list(self.decodes)
 
     def iteration_s(self, active: list[Request]) -> float:
@@ -336,6 +563,12 @@ class Reference:
             )
             for i in range(len(trace))
         ]
+        disciplines = [discipline(pool.batching) for pool in fleet.pools]
+        predicted = predictions(trace, disciplines, seed)
+        for request in self.requests:
+            request.predicted = int(predicted[request.index])
+            if trace.class_id is not None:
+                request.priority = int(trace.class_id[request.index])
         roots = self.requests
         if trace.think_s is not None and trace.session_id is not None and trace.round is not None:
             latest: dict[int, Request] = {}
@@ -352,19 +585,22 @@ class Reference:
         self.pending: list[tuple[float, int]] = []
         pools = [p for p in fleet.pools if p.role != "decode"]
         pools += [p for p in fleet.pools if p.role == "decode"]
+        lanes = [pool for pool in pools for _ in range(pool.lanes)]
         self.engines = [
             Engine(
                 pool,
                 fleet.pools.index(pool),
                 pool.timing,
+                index,
+                discipline(pool.batching),
+                groups_for(pool, discipline(pool.batching), trace, predicted, len(lanes)),
                 pool.kv_blocks // pool.pipeline_stages,
                 max(pool.max_num_seqs // pool.pipeline_stages, 1),
                 prefix.block_tokens
                 if prefix is not None and pool.prefix_caching and pool.role != "decode"
                 else 0,
             )
-            for pool in pools
-            for _ in range(pool.lanes)
+            for index, pool in enumerate(lanes)
         ]
         self.entry = [e for e in self.engines if e.pool.role != "decode"]
         self.decode = [e for e in self.engines if e.pool.role == "decode"]
@@ -478,14 +714,13 @@ class Reference:
     def enqueue(self, engine: Engine, request: Request, now_s: float) -> None:
         """Queue a request; an idle engine wakes."""
         request.engine = engine
-        engine.waiting.append(request)
+        engine.enter_queue(request, front=False)
         self.wake(engine, now_s)
 
     def wake(self, engine: Engine, now_s: float) -> None:
         """Let an idle engine look at its queue."""
-        if engine.end_s == inf:
-            engine.busy = False
-            engine.end_s = max(now_s, engine.pool.startup_s)
+        if not engine.busy:
+            engine.end_s = min(engine.end_s, max(now_s, engine.pool.startup_s))
 
     def next_user(self, now_s: float) -> None:
         """In a closed loop, let the next row arrive."""
@@ -496,6 +731,8 @@ class Reference:
     def complete(self, engine: Engine, request: Request, now_s: float) -> None:
         """Finish a request."""
         engine.running.remove(request)
+        if engine.grouped:
+            engine.sizes[request.group] -= 1
         engine.register(request, request.final_tokens)
         engine.release(request)
         self.count(engine, request, -1)
@@ -520,15 +757,20 @@ class Reference:
         """Take an engine from one iteration to the next."""
         now_s = engine.end_s
         if engine.busy:
-            finished = []
+            finished, paused = [], []
             for request in engine.active:
                 request.computed += 1
                 self.give_token(engine, request, now_s)
                 if request.produced == request.output:
                     finished.append(request)
+                elif engine.at_group_end(request):
+                    engine.decodes.remove(request)
+                    paused.append(request)
             for request in sorted(finished, key=lambda r: r.index):
                 engine.decodes.remove(request)
                 self.complete(engine, request, now_s)
+            for request in sorted(paused, key=lambda r: r.index):
+                engine.pause(request)
             for request, _, new in engine.chunks:
                 engine.prompt_tokens += new
                 if request.computed < request.target:
@@ -538,7 +780,12 @@ class Reference:
                     self.complete(engine, request, now_s)
                 elif engine.pool.role == "prefill":
                     self.hand_over(engine, request, now_s)
+                elif engine.at_group_end(request):
+                    engine.pause(request)
                 else:
+                    left = max(request.predicted - request.produced, 1)
+                    base = request.computed + 1 - engine.iterations
+                    request.plan = (engine.iterations + left - 1, base)
                     engine.decodes.append(request)
         engine.schedule(now_s)
 

@@ -60,6 +60,8 @@ def simulate(
     """
     s, rules, firsts = build(fleet, trace, closed_loop=closed_loop, seed=seed)
     announce_compilation()
+    if not hasattr(kernel.run, "signatures"):
+        s = attribute_access(s)
     kernel.run(s, rules, 0)
     started = time.perf_counter()
     while (status := kernel.run(s, rules, EVENTS_PER_SLICE)) == kernel.UNDER_WAY:
@@ -73,8 +75,25 @@ def simulate(
     return collect(fleet, trace, s, firsts, wall_s)
 
 
+def attribute_access(s: state.State) -> state.State:
+    """Return the state with records whose fields are attributes in plain Python too, for debugging
+    with ``NUMBA_DISABLE_JIT=1``."""
+    records = {
+        name: array.view(np.recarray)
+        for name, array in s._asdict().items()
+        if isinstance(array, np.ndarray) and array.dtype.names
+    }
+    return s._replace(**records)
+
+
 def fault(fleet: Fleet, s: state.State) -> str:
-    """Return what went wrong in a user's policy, by calling it once more as plain Python."""
+    """Return what went wrong in a policy; a user's function is called once more as plain Python."""
+    if s.counters[state.FAULT] == state.THRASHING:
+        names = ", ".join(sorted({pool.batching for pool in fleet.pools}))
+        return (
+            f"batching policy {names} evicts request {s.counters[state.FAULTY]} again and again and "
+            "never finishes it; raise its margin or let evicted requests keep their progress"
+        )
     row, r = int(s.counters[state.FAULT]) - 1, int(s.counters[state.FAULTY])
     function = custom_functions([discipline(pool.batching) for pool in fleet.pools])[HOOKS[row]]
     request = s.requests[r]
@@ -162,7 +181,10 @@ def build(
     requests["predicted"] = predictions(trace, list(disciplines.values()), seed)
     requests["priority"] = 0 if trace.class_id is None else trace.class_id
     groups = {
-        id(pool): groups_for(pool, disciplines[id(pool)], trace, len(lanes)) for pool in fleet.pools
+        id(pool): groups_for(
+            pool, disciplines[id(pool)], trace, requests["predicted"], len(lanes)
+        )
+        for pool in fleet.pools
     }
     engines = np.zeros(len(lanes), state.ENGINE)
     timings: dict[int, int] = {}

@@ -24,6 +24,9 @@ REQUEST_MASK = (1 << REQUEST_BITS) - 1
 RANK, ADMITS, SCORE, HOLD = range(4)
 """A user's functions: rows of ``parameters``; one more is the value of ``FAULT``."""
 
+THRASHING = 5
+"""Value of ``FAULT`` when a request is evicted without end."""
+
 REQUEST = np.dtype(
     [
         ("arrival_s", "f8"),

@@ -204,13 +204,16 @@ def types_of(
     rate_rps: float,
     groups: int = 8,
     window: int = 0,
+    grouped_by: ArrayLike | None = None,
 ) -> RequestTypes:
-    """Return the types of a trace: groups of near-equal size by output length.
+    """Return the types of a trace: groups of near-equal size by output length, or by
+    ``grouped_by``, such as predicted lengths.
 
     The groups part at quantiles of the output length; requests of equal length share a group, so
     there may be fewer. Rates are in proportion to the groups' sizes and all sums over requests'
     lives are exact means, not those of a mean request. An engine emits the first output token in
     the prefill, so ``decode_steps`` is ``output_tokens - 1``. ``window`` is the timing model's.
+    ``last_step`` is the end of each group, in decode steps.
 
     Raises InputError where there are no requests, lengths below 1 or ``groups`` below 1.
     """
@@ -218,9 +221,10 @@ def types_of(
     _check("rate_rps", np.array([rate_rps]), 0.0)
     if groups < 1:
         raise InputError(f"groups must be at least 1, got {groups}")
-    cuts = np.quantile(steps, np.arange(1, groups + 1) / groups, method="inverted_cdf")
+    key = steps if grouped_by is None else np.asarray(grouped_by, np.float64) - 1.0
+    cuts = np.quantile(key, np.arange(1, groups + 1) / groups, method="inverted_cdf")
     ends = np.unique(cuts)
-    group = np.searchsorted(ends, steps)
+    group = np.searchsorted(ends, key)
     count = np.bincount(group).astype(np.float64)
 
     def mean(values: Floats) -> Floats:
