@@ -6,7 +6,12 @@ import numpy as np
 
 from gpusched.compilation import cold_kernel, kernel
 from gpusched.policies.batching.discipline import CUSTOM, GROUPED, LOOK_AHEAD
-from gpusched.policies.batching.groups import allowance, group_of_length, group_of_progress
+from gpusched.policies.batching.groups import (
+    TOLERANCE_S,
+    allowance,
+    group_of_length,
+    group_of_progress,
+)
 from gpusched.policies.batching.lookahead import discard, first_fit, insert, shortfall
 from gpusched.policies.batching.order import CUSTOM as CUSTOM_ORDER
 from gpusched.policies.batching.order import FCFS, LEVELS, level, rank
@@ -213,13 +218,17 @@ def resume_all(s, e):
 
 
 @cold_kernel
-def next_release_s(s, e):
-    """When the next held request will have been held long enough."""
+def next_release_s(s, e, full):
+    """When the next held request may go on: at once where a group may take more every iteration,
+    ``full`` telling that no new request can start, else when it has been held long enough."""
     engine = s.engines[e]
     next_s = math.inf
     for g in range(engine.groups):
         if s.group_counts[e, g] > 0:
+            paused = engine.nested and g > 0
+            if (paused or not full) and group_allowance(s, e, g) > 0:
+                return engine.start_s
             release_s = held_since_s(s, e, g) + engine.hold_s
-            if release_s > engine.start_s:
+            if release_s > engine.start_s + TOLERANCE_S:
                 next_s = min(next_s, release_s)
     return next_s

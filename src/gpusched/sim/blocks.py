@@ -142,13 +142,12 @@ def growth(s, e, step, steps):
 
 
 @kernel
-def steps_within_memory(s, e, limit):
-    """Steps that can follow before blocks run out, the first one's being allocated already."""
+def steps_within(s, e, left, limit):
+    """Steps, at most ``limit``, for which ``left`` blocks suffice, the first one's being allocated."""
     engine = s.engines[e]
     if engine.forming == STATIC:
         return limit
     shift = engine.block_shift
-    left = available(engine)
     if engine.decoding * ((limit >> shift) + 1) <= left:
         return limit
     mask = (1 << shift) - 1

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpusched.compilation import cold_kernel, kernel
 from gpusched.policies.batching.discipline import CHUNKED, GROUPED, STATIC
+from gpusched.policies.batching.groups import TOLERANCE_S
 from gpusched.policies.batching.order import FCFS
 from gpusched.sim.admission import (
     expect_resident,
@@ -32,7 +33,7 @@ from gpusched.sim.blocks import (
     prefix_hits,
     register_prefix,
     release,
-    steps_within_memory,
+    steps_within,
 )
 from gpusched.sim.decoding import add_fresh, leave_sizes, start_decoding
 from gpusched.sim.eviction import displace, evict
@@ -118,7 +119,7 @@ def schedule_chunked(s, e):
             add_chunk(s, e, partial, new, past)
     if not preempted and engine.waiting > 0:
         if engine.gate == GROUPED:
-            start_groups(s, e)
+            engine.blocked = start_groups(s, e)
         else:
             start_waiting(s, e)
     if engine.paused > 0 and engine.decoding == 0 and engine.chunk_tokens == 0:
@@ -130,7 +131,8 @@ def schedule_chunked(s, e):
         and (engine.running < engine.max_seqs or engine.preemptive)
     )  # fmt: skip
     if engine.gate == GROUPED:
-        engine.hold_until_s = next_release_s(s, e)
+        engine.hold_until_s = next_release_s(s, e, engine.blocked or preempted)
+        engine.blocked = False
     if engine.chunk_tokens > 0:
         leap_prefill(s, e)
     elif engine.decoding > 0:
@@ -205,17 +207,19 @@ def start_waiting(s, e):
 
 @cold_kernel
 def start_groups(s, e):
-    """Admit held requests, each group's up to what its threshold allows."""
+    """Admit held requests, each group's up to what its threshold allows; return whether seats,
+    budget or blocks kept one waiting."""
     engine = s.engines[e]
     budget = engine.max_batched_tokens - engine.decoding - engine.chunk_tokens
     for g in range(1 if engine.nested else engine.groups):
         for _ in range(group_allowance(s, e, g)):
             if engine.running >= engine.max_seqs or budget <= 0:
-                return
+                return True
             taken = start(s, e, np.int64(s.group_heads[e, g]), budget)
             if taken == 0:
-                return
+                return True
             budget -= taken
+    return False
 
 
 @kernel
@@ -400,13 +404,16 @@ def leap_chunks(s, e, r, steps, new, past):
 def leap_decode(s, e, preempted):
     """Decode steps until a request stops or reaches the window, blocks run out, or one may start.
 
-    A preempted request may come back one step after it went.
+    A preempted request may come back one step after it went. A waiting one whose cached prefix is
+    evicted takes a shorter first chunk, which may fit.
     """
     engine = s.engines[e]
     limit = (s.finishes[e, 0] >> REQUEST_BITS) - engine.step
     if engine.crossings > 0:
         limit = min(limit, (s.crossings[e, 0] >> REQUEST_BITS) - engine.step)
-    engine.steps = 1 if preempted else steps_within_memory(s, e, limit)
+    engine.steps = 1 if preempted else steps_within(s, e, available(engine), limit)
+    if engine.waiting > 0 and engine.evictable > 0:
+        engine.steps = steps_within(s, e, engine.free, engine.steps)
     if engine.steps > 1:
         if engine.blocked:
             engine.steps = steps_blocked(s, e, engine.steps)
@@ -415,7 +422,7 @@ def leap_decode(s, e, preempted):
     engine.first_s = s.decode_s[engine.timing, engine.decoding] + decode_context_s(s, e)
     engine.slope_s = decode_slope_s(s, e)
     if engine.hold_until_s < math.inf:
-        wait_s = engine.hold_until_s - engine.start_s
+        wait_s = engine.hold_until_s - engine.start_s - TOLERANCE_S
         engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)
     engine.end_s = engine.start_s + leap_s(engine.first_s, engine.slope_s, engine.steps)
 

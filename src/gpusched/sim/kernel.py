@@ -9,8 +9,8 @@ import math
 import numpy as np
 
 from gpusched.compilation import entry_kernel, kernel
-from gpusched.policies.routing import random_u64, route
 from gpusched.policies.batching.order import FCFS
+from gpusched.policies.routing import random_u64, route
 from gpusched.sim.admission import (
     enter_queue,
     expect_resident,

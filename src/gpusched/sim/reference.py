@@ -25,6 +25,7 @@ from gpusched.policies.batching.discipline import (
     Discipline,
     discipline,
 )
+from gpusched.policies.batching.groups import TOLERANCE_S
 from gpusched.policies.batching.order import FCFS, LEVELS, PRIORITY, SHORTEST, VOLUME
 from gpusched.policies.routing import AFFINITY_FACTOR, AFFINITY_SLACK_REQUESTS
 from gpusched.sim.fleet import Fleet, Pool
@@ -292,7 +293,7 @@ class Engine:
             return 0
         size = min(int(self.groups.thresholds[g]), room)
         needed = int(self.groups.thresholds[g]) if self.policy.start == "strict" else size
-        if len(held) >= needed or now_s >= self.held_since(g) + self.groups.hold_s:
+        if len(held) >= needed or now_s + TOLERANCE_S >= self.held_since(g) + self.groups.hold_s:
             return min(size, len(held))
         return 0
 
@@ -378,7 +379,7 @@ class Engine:
             if self.grouped:
                 held = [g for g in range(len(self.held)) if self.held[g]]
                 releases = [self.held_since(g) + self.groups.hold_s for g in held]
-                self.end_s = min([r for r in releases if r > now_s], default=inf)
+                self.end_s = min([r for r in releases if r > now_s + TOLERANCE_S], default=inf)
             if self.emptied:
                 self.end_s = now_s
         self.active = active

@@ -6,6 +6,9 @@ threshold of requests is held in it, so that the mix of stages stays near its fl
 
 from gpusched.compilation import kernel
 
+TOLERANCE_S = 1e-9
+"""A hold is over this much before its time, so that rounding does not decide."""
+
 
 @kernel
 def group_of_length(ends, row, groups, predicted_tokens):
@@ -35,6 +38,6 @@ def allowance(held, threshold, room, strict, now_s, since_s, hold_s):
     if held == 0 or room <= 0:
         return 0
     size = min(threshold, room)
-    if held >= (threshold if strict else size) or now_s >= since_s + hold_s:
+    if held >= (threshold if strict else size) or now_s + TOLERANCE_S >= since_s + hold_s:
         return min(size, held)
     return 0
