@@ -9,6 +9,31 @@ from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Prefixes, Trace
 
 
+DISCIPLINES = [
+    "prefill-first",
+    "prefill-first+margin=0.1",
+    "static",
+    "priority",
+    "sarathi",
+    "sjf+predictor=noisy:0.5",
+    "sjf+predictor=noisy:0.5+ageing_tokens_per_s=40",
+    "mlfq+quantum_tokens=4",
+    "mc-sf+predictor=noisy:0.5",
+    "mc-sf+predictor=noisy:0.5+skip=4",
+    "mc-volume+predictor=noisy:0.5",
+    "mc-fcfs+predictor=noisy:0.5",
+    "a-min+predictor=noisy:0.5",
+    "greedy",
+    "greedy-clearing",
+    "wait+predictor=noisy:0.5",
+    "wait+predictor=noisy:0.5+start=strict",
+    "nested-wait",
+    "nested-wait+segments=8+start=strict",
+    "nested-wait+cap=6+hold_s=0.5",
+]
+"""Every batching discipline but the plain ones, each with a length predictor of one kind."""
+
+
 def timing(window: int = 0, *, scale: float = 1.0, max_tokens: int = 300) -> CompiledTiming:
     """A timing model with every term present and a convex token table."""
     n = np.arange(max_tokens + 1.0)
@@ -74,8 +99,8 @@ def pools(draw, role: str, index: int, window: int) -> Pool:
     """A pool with tight or ample memory."""
     stages = draw(st.sampled_from([1, 1, 1, 2]))
     max_num_seqs = draw(st.sampled_from([2, 3, 8, 20, 64]))
-    allowed = {"mixed": ["vllm", "vllm", "prefill-first", "static"], "decode": ["vllm"]}
-    batching = draw(st.sampled_from(allowed.get(role, ["vllm", "prefill-first"])))
+    allowed = {"mixed": ["vllm", "vllm", *DISCIPLINES], "decode": ["vllm"]}
+    batching = draw(st.sampled_from(allowed.get(role, ["vllm", "prefill-first", "sjf"])))
     return Pool(
         name=f"{role}{index}",
         timing=timing(window, scale=draw(st.sampled_from([1.0, 0.7]))),

@@ -18,7 +18,8 @@ def simulate(
     rate_scale: Annotated[float, typer.Option(help="Multiply the arrival rate.")] = 1.0,
     admission: Annotated[str | None, typer.Option(help="Admission policy: none.")] = None,
     batching: Annotated[
-        str | None, typer.Option(help="Batching policy: vllm, prefill-first or static.")
+        str | None,
+        typer.Option(help="Batching policy, name[+parameter=value] or file.py:function."),
     ] = None,
     routing: Annotated[
         str | None,

@@ -106,7 +106,27 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         values["model"] = absolute_path(model, folder)
     if isinstance(values.get("timing"), str):
         values["timing"] = absolute_path(values["timing"], folder)
+    if isinstance(values.get("engine"), dict):
+        values["engine"] = resolve_policy(values["engine"], folder)
+    if isinstance(values.get("pools"), list):
+        values["pools"] = [
+            {**pool, "engine": resolve_policy(pool["engine"], folder)}
+            if isinstance(pool, dict) and isinstance(pool.get("engine"), dict)
+            else pool
+            for pool in values["pools"]
+        ]
     workload = values.get("workload")
     if isinstance(workload, dict) and isinstance(workload.get("trace"), str) and workload["trace"]:
         values["workload"] = {**workload, "trace": absolute_path(workload["trace"], folder)}
     return values
+
+
+def resolve_policy(engine: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return engine settings with the file of a user's own policy made absolute."""
+    named = engine.get("batching")
+    name = named.get("name") if isinstance(named, dict) else named
+    if not isinstance(name, str) or ".py:" not in name:
+        return engine
+    path, _, function = name.rpartition(":")
+    full = f"{absolute_path(path, folder)}:{function}"
+    return {**engine, "batching": {**named, "name": full} if isinstance(named, dict) else full}

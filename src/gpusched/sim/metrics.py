@@ -104,7 +104,8 @@ def metrics(plan: Plan, result: SimulationResult) -> dict[str, Any]:
         for pool in plan.pools
     ]
     values["timing_error"] = max(assessment.relative_error for assessment in expected)
-    values["warnings"] = list(dict.fromkeys(w for a in expected for w in a.warnings))
+    warnings = [w for a in expected for w in a.warnings] + list(result.notes)
+    values["warnings"] = list(dict.fromkeys(warnings))
     values["pools"] = [
         {
             "name": use.name,

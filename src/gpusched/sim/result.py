@@ -61,6 +61,8 @@ class SimulationResult:
     """Time of the last event."""
     wall_s: float
     """Time the kernel took, compilation excluded."""
+    notes: tuple[str, ...] = ()
+    """What policies assumed, such as a load that they find unstable."""
 
     @property
     def ttft_s(self) -> Floats:

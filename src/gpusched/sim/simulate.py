@@ -58,7 +58,7 @@ def simulate(
     Raises:
         InputError: the trace is empty or its block ids do not fit the engines' KV blocks.
     """
-    s, rules, firsts = build(fleet, trace, closed_loop=closed_loop, seed=seed)
+    s, rules, firsts, notes = build(fleet, trace, closed_loop=closed_loop, seed=seed)
     announce_compilation()
     if not hasattr(kernel.run, "signatures"):
         s = attribute_access(s)
@@ -72,7 +72,7 @@ def simulate(
     if status == kernel.STALLED:
         raise InputError(stall(fleet, s))
     wall_s = time.perf_counter() - started
-    return collect(fleet, trace, s, firsts, wall_s)
+    return collect(fleet, trace, s, firsts, wall_s, notes)
 
 
 def attribute_access(s: state.State) -> state.State:
@@ -148,8 +148,8 @@ def expected_output_tokens(trace: Trace) -> int:
 
 def build(
     fleet: Fleet, trace: Trace, *, closed_loop: ClosedLoop | None, seed: int
-) -> tuple[state.State, state.Rules, NDArray[np.int64]]:
-    """Lay out the arrays of a run, and the index of each pool's first engine."""
+) -> tuple[state.State, state.Rules, NDArray[np.int64], tuple[str, ...]]:
+    """Lay out the arrays of a run, the index of each pool's first engine, and what to tell."""
     if not len(trace):
         raise InputError(f"{trace.name}: the trace has no requests")
     if closed_loop is not None and closed_loop.users < 1:
@@ -312,7 +312,8 @@ def build(
         s.pending[: len(roots)] = roots
         s.counters[state.PENDING] = len(roots)
         s.counters[state.NEXT_ROW] = roots[-1] + 1
-    return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64)
+    notes = tuple(dict.fromkeys(group.note for group in groups.values() if group.note))
+    return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64), notes
 
 
 HOOKS = ("rank", "admits", "score", "hold")
@@ -404,7 +405,12 @@ def stack_timings(
 
 
 def collect(
-    fleet: Fleet, trace: Trace, s: state.State, firsts: NDArray[np.int64], wall_s: float
+    fleet: Fleet,
+    trace: Trace,
+    s: state.State,
+    firsts: NDArray[np.int64],
+    wall_s: float,
+    notes: tuple[str, ...],
 ) -> SimulationResult:
     """Turn the arrays of a finished run into its result."""
     requests = s.requests
@@ -460,4 +466,5 @@ def collect(
         kv_use=kv_use,
         makespan_s=makespan_s,
         wall_s=wall_s,
+        notes=notes,
     )
