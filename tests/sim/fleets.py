@@ -8,7 +8,6 @@ from gpusched.sim.simulate import ClosedLoop
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Prefixes, Trace
 
-
 DISCIPLINES = [
     "prefill-first",
     "prefill-first+margin=0.1",

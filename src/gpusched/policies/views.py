@@ -35,8 +35,8 @@ class Engine(NamedTuple):
 class Replica(NamedTuple):
     """A replica that could take a request."""
 
-    index: int
-    """Position among the candidates."""
+    position: int
+    """Among the candidates."""
     requests: int
     """Outstanding."""
     tokens: int

@@ -111,9 +111,7 @@ def enqueue(s, e, r, now_s):
     request.engine = e
     request.state = WAITING
     enter_queue(s, e, r, now_s, False)
-    joins = engine.open and (
-        engine.order == FCFS or engine.waiting_head == r or engine.skip > 0
-    )
+    joins = engine.open and (engine.order == FCFS or engine.waiting_head == r or engine.skip > 0)
     if joins and engine.steps > 1:
         wait_s = now_s - engine.start_s
         engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)

@@ -7,6 +7,7 @@ what is simulated; use ``simulate`` for everything else.
 from bisect import insort
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from itertools import chain
 from math import ceil, floor, inf, log2, nan
 
 import numpy as np
@@ -391,7 +392,7 @@ class Engine:
         if policy.chunk_tokens:
             limit = max(policy.chunk_tokens, self.max_seqs)
         if self.nested:
-            prefilling = [r for r in prefilling if r not in sum(self.held, [])]
+            prefilling = [r for r in prefilling if r not in chain(*self.held)]
             for g in range(1, len(self.held)):
                 self.resume(g, self.allowance(g, now_s))
         preempted = self.grow()
@@ -425,7 +426,7 @@ class Engine:
 
     def start_waiting(self, budget: int, now_s: float) -> None:
         """Admit in order while all allows."""
-        passed = []
+        passed: list[Request] = []
         while self.waiting and budget > 0:
             request = self.first_waiting()
             taken, refused = 0, False

@@ -181,9 +181,7 @@ def build(
     requests["predicted"] = predictions(trace, list(disciplines.values()), seed)
     requests["priority"] = 0 if trace.class_id is None else trace.class_id
     groups = {
-        id(pool): groups_for(
-            pool, disciplines[id(pool)], trace, requests["predicted"], len(lanes)
-        )
+        id(pool): groups_for(pool, disciplines[id(pool)], trace, requests["predicted"], len(lanes))
         for pool in fleet.pools
     }
     engines = np.zeros(len(lanes), state.ENGINE)
@@ -360,7 +358,7 @@ def set_discipline(engine: np.void, chosen: Discipline) -> None:
 
 def predictions(trace: Trace, disciplines: list[Discipline], seed: int) -> NDArray[np.int32]:
     """Return the predicted output length of every request; zeros if no discipline wants any."""
-    wanted = {d.predictor for d in disciplines} - {None}
+    wanted = {d.predictor for d in disciplines if d.predictor is not None}
     if not wanted:
         return np.zeros(len(trace), np.int32)
     if len(wanted) > 1:

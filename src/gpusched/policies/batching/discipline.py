@@ -212,9 +212,7 @@ def _value(name: str, key: str, text: str) -> Any:
         return text
     if key == "restart":
         if text.lower() not in ("true", "false"):
-            raise InputError(
-                f"batching policy {name}: restart must be true or false, got {text!r}"
-            )
+            raise InputError(f"batching policy {name}: restart must be true or false, got {text!r}")
         return text.lower() == "true"
     low, high = _RANGES[key]
     try:

@@ -68,6 +68,7 @@ class AffineTime:
             )
 
     def __call__(self, batch: Batch) -> float:
+        """Return the seconds of an iteration over a batch."""
         return self.fixed_s + self.token_s * batch.cached_tokens
 
 
@@ -82,6 +83,7 @@ class EngineTime:
     timing: CompiledTiming
 
     def __call__(self, batch: Batch) -> float:
+        """Return the mean seconds of an iteration over a batch."""
         t = self.timing
         context_s = (
             t.context_s * batch.context_tokens + t.window_context_s * batch.window_tokens
@@ -135,14 +137,19 @@ class RequestTypes:
         least 1 token.
         """
         arrays = np.broadcast_arrays(
-            *(np.atleast_1d(np.asarray(a, np.float64)) for a in (rate_rps, prompt_tokens, decode_steps))
+            *(
+                np.atleast_1d(np.asarray(a, np.float64))
+                for a in (rate_rps, prompt_tokens, decode_steps)
+            )
         )
         rate, prompt, steps = (np.array(a) for a in arrays)
         _check("rate_rps", rate, 0.0)
         _check("prompt_tokens", prompt, 1.0)
         _check("decode_steps", steps, 0.0)
         sums = life_sums(prompt, steps, window)
-        return cls(rate, prompt, steps, steps.astype(np.int64), sums, ((steps + 1.0) ** 2 - 1.0) / 12)
+        return cls(
+            rate, prompt, steps, steps.astype(np.int64), sums, ((steps + 1.0) ** 2 - 1.0) / 12
+        )
 
     @property
     def lifetime_tokens(self) -> Floats:
@@ -166,9 +173,7 @@ class RequestTypes:
         )
 
 
-def life_sums(
-    prompt: Floats, last: Floats, window: int = 0, first: Floats | float = 0.0
-) -> Floats:
+def life_sums(prompt: Floats, last: Floats, window: int = 0, first: Floats | float = 0.0) -> Floats:
     """Batches, one row each, that hold one request at each of the stages ``first .. last``.
 
     Stage 0 is the prefill and stage ``s`` the ``s``-th decode, of context ``prompt + s``.
@@ -315,9 +320,7 @@ class Equilibrium:
         )
 
 
-def equilibrium(
-    types: RequestTypes, time: IterationTime, kv_tokens: float = np.inf
-) -> Equilibrium:
+def equilibrium(types: RequestTypes, time: IterationTime, kv_tokens: float = np.inf) -> Equilibrium:
     """Return the fluid balance (B4)-(B7) of the types' load, and the border of its stability.
 
     With an AffineTime of fixed part ``d0`` and ``d1`` a token this is

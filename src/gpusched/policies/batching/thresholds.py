@@ -137,7 +137,9 @@ def check_wait(types: RequestTypes, time: IterationTime, kv_tokens: float, n: Fl
     found = []
     for j, (own, rate) in enumerate(zip(n, types.rate_rps, strict=True)):
         if rate * iteration_s > own * (1.0 + 1e-9):
-            found.append(f"type {j}: {rate * iteration_s:.6g} arrive in an iteration, above {own:g}")
+            found.append(
+                f"type {j}: {rate * iteration_s:.6g} arrive in an iteration, above {own:g}"
+            )
     if memory > kv_tokens:
         found.append(f"{memory:.6g} tokens exceed the capacity of {kv_tokens:.6g}")
     return found
@@ -152,9 +154,9 @@ def running_caps(types: RequestTypes, kv_tokens: float) -> Ints:
     resident = types.lifetime_tokens / stages
     mean = float(share @ resident)
     second = float(share @ (types.variance + resident**2))
-    return np.maximum(np.floor(share * most_residents(mean, second - mean**2, kv_tokens)), 1).astype(
-        np.int64
-    )
+    return np.maximum(
+        np.floor(share * most_residents(mean, second - mean**2, kv_tokens)), 1
+    ).astype(np.int64)
 
 
 def most_residents(mean: float, variance: float, kv_tokens: float) -> float:
@@ -274,7 +276,7 @@ def nested_thresholds(
     span_s = threshold_span_s(types, time, slack_for(balance.load, slack))
     if span_s * float(types.rate_rps @ types.lifetime_tokens) > kv_tokens:
         span_s = balance.iteration_s
-    n = rate_rps * span_s * np.cumprod(ratios)
+    n = np.asarray(rate_rps * span_s * np.cumprod(ratios), np.float64)
     iteration_s = time(types.batch(types.rate_rps * span_s))
     stages = np.array(
         [
@@ -299,4 +301,4 @@ def survival_into(decode_steps: Floats, decode_ends: Ints | Sequence[int]) -> Fl
     ends = np.asarray(decode_ends)
     reach = np.array([1.0] + [float((decode_steps > end).mean()) for end in ends[:-1]])
     before = np.concatenate(([1.0], reach[:-1]))
-    return np.divide(reach, before, out=np.zeros(len(reach)), where=before > 0)
+    return np.asarray(np.divide(reach, before, out=np.zeros(len(reach)), where=before > 0))

@@ -30,7 +30,7 @@ def longest_in(index):
     """Longest length of a bin."""
     if index < EXACT:
         return index + 1
-    return int(math.ceil(EXACT * 2.0 ** ((index - EXACT + 1) / PER_OCTAVE)))
+    return math.ceil(EXACT * 2.0 ** ((index - EXACT + 1) / PER_OCTAVE))
 
 
 @kernel
