@@ -55,7 +55,9 @@ def instances(draw, largest=7):
     return budget, *columns(rows)
 
 
-@given(instances(largest=20), st.booleans(), st.sampled_from(["output", "volume", "peak", "arrival"]))
+@given(
+    instances(largest=20), st.booleans(), st.sampled_from(["output", "volume", "peak", "arrival"])
+)
 @settings(deadline=None, max_examples=150)
 def test_look_ahead_never_exceeds_the_budget(instance, skip, order):
     budget, a, s, o = instance

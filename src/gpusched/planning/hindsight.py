@@ -7,15 +7,16 @@ within ``M``; the sum of end-to-end latencies is minimised (MC-SF, arXiv 2502.07
 Two exact methods: the paper's time-indexed program (A1)-(A4) on HiGHS, and a scheduling model on
 CP-SAT whose strength is the rule below.
 
-*Peaks keep apart.* A request peaks at ``s + o`` in its last round and then frees it all. If ``i``
-completes before ``k``, then in ``i``'s last round ``k``, if it runs, holds
-``s_k + o_k - (c_k - c_i)``; with the budget, ``c_k - c_i >= peak_i + peak_k - M``, and the same is
-true if they do not overlap. So for requests with ``2 peak > M`` the intervals of length
-``2 peak - M`` centred at their completions are disjoint: one machine, on which the shortest go
-first in the relaxation. That bound is close to the optimum where the volume bound and the program's
-linear relaxation are far from it.
+*Peaks keep apart.* A request peaks at ``P = s + o`` in its last round and then frees it all. If
+``i`` completes before ``k`` and ``k`` runs in ``i``'s last round, it holds ``P_k - (c_k - c_i)``
+there; so ``c_k - c_i >= P_i + P_k - M``. If it does not run, ``c_k - c_i >= o_k``. With
+``x = min(P - M/2, o)`` and ``y = min(P - M/2, M/2 - S)``, ``S`` the largest prompt, both are at least
+``y_i + x_k``, so for requests of ``P > M/2`` the intervals ``[c - x, c + y]`` are disjoint: one
+machine, on which the shortest go first in the relaxation. That bound is close to the optimum where
+the volume bound and the program's linear relaxation are far from it.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +24,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gpusched.compilation import entry_kernel, kernel
 from gpusched.errors import InputError
 from gpusched.policies.batching.rounds import Ints, checked, mc_sf_starts
+
+
+Halves = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,9 @@ def check_schedule(
     """Return what is wrong with a schedule; nothing if it is feasible."""
     a, s, o = checked(arrival, prompt, output, kv_tokens)
     p = np.asarray(starts, np.int64)
-    found = [f"request {i} starts in round {p[i]}, before it arrives" for i in np.flatnonzero(p < a)]
+    found = [
+        f"request {i} starts in round {p[i]}, before it arrives" for i in np.flatnonzero(p < a)
+    ]
     for t in range(int(p.min()) + 1, int((p + o).max()) + 1):
         alive = (p < t) & (t <= p + o)
         held = int((s + t - p)[alive].sum())
@@ -66,30 +73,39 @@ def check_schedule(
     return found
 
 
-def latency_bound(arrival: ArrayLike, prompt: ArrayLike, output: ArrayLike, kv_tokens: int) -> float:
-    """Return a lower bound of the total latency: volume, and peaks that keep apart.
+def latency_bound(
+    arrival: ArrayLike, prompt: ArrayLike, output: ArrayLike, kv_tokens: int
+) -> float:
+    """Return a lower bound of the total latency.
 
     The ``j``-th completion is no earlier than the ``j`` smallest volumes over the budget, than the
-    ``j``-th earliest possible completion, and, counting large requests only, than the ``j`` shortest
-    of their disjoint intervals.
+    ``j``-th earliest possible completion, and, among large requests, than their disjoint intervals
+    allow; or all large ones together are no earlier than on one machine, shortest first.
     """
     a, s, o = checked(arrival, prompt, output, kv_tokens)
-    first = int(a.min())
     volumes = np.sort(s * o + o * (o + 1) // 2).cumsum()
-    by_volume = first + np.ceil(volumes / kv_tokens)
-    own = np.sort(a + o)
-    best = np.maximum(by_volume, own)
-    widths = np.sort(2 * (s + o) - kv_tokens)
-    large = widths > 0
-    if large.any():
-        small = int((~large).sum())
-        w = widths[large]
-        middle = w.cumsum() - w / 2.0
-        shortest = float((s + o - kv_tokens / 2.0)[2 * (s + o) > kv_tokens].min())
-        earliest = float((a + o)[2 * (s + o) > kv_tokens].min()) - shortest
-        apart = np.ceil(earliest + middle - 1e-9)
-        best[small:] = np.maximum(best[small:], apart)
-    return float(best.sum() - a.sum())
+    by_volume = int(a.min()) + np.ceil(volumes / kv_tokens)
+    by_rank = np.maximum(by_volume, np.sort(a + o))
+    large, left, right = keep_apart(s, o, kv_tokens)
+    if not large.any():
+        return float(by_rank.sum() - a.sum())
+    earliest = float((a + o - left)[large].min())
+    before = np.concatenate(([0.0], np.sort((left + right)[large]).cumsum()[:-1]))
+    apart = np.ceil(earliest + before + left[large].min() - 1e-9)
+    small = len(a) - int(large.sum())
+    by_rank[small:] = np.maximum(by_rank[small:], apart)
+    together = len(before) * earliest + before.sum() + left[large].sum() + (a + o)[~large].sum()
+    return float(max(by_rank.sum(), np.ceil(together - 1e-9)) - a.sum())
+
+
+def keep_apart(s: Ints, o: Ints, kv_tokens: int) -> tuple[NDArray[np.bool_], Halves, Halves]:
+    """Return which requests are large, and how long before and after its completion each large one
+    keeps the completions of the others away, in rounds."""
+    left = np.minimum(s + o - kv_tokens / 2.0, o)
+    large = left > 0
+    longest = float(s[large].max()) if large.any() else 0.0
+    right = np.clip(left, 0.0, max(kv_tokens / 2.0 - longest, 0.0))
+    return large, left, right
 
 
 def hindsight_optimum(
@@ -127,7 +143,7 @@ def hindsight_optimum(
         else:
             method = "cp"
     began = time.perf_counter()
-    incumbent = best_heuristic(a, s, o, kv_tokens)
+    incumbent = best_heuristic(a, s, o, kv_tokens, seed=seed)
     solve = _constraint_program if method == "cp" else _time_indexed_program
     starts, bound = solve(a, s, o, kv_tokens, incumbent, time_limit_s, threads, seed)
     wrong = check_schedule(a, s, o, kv_tokens, starts)
@@ -143,18 +159,100 @@ def hindsight_optimum(
     )
 
 
-def best_heuristic(a: Ints, s: Ints, o: Ints, kv_tokens: int) -> Ints:
-    """Return the best of the look-ahead policies' schedules."""
+def best_heuristic(
+    a: Ints, s: Ints, o: Ints, kv_tokens: int, *, moves: int = 4000, seed: int = 0
+) -> Ints:
+    """Return the best schedule of the look-ahead policies, improved by simulated annealing.
+
+    A schedule is read from a priority list: each request in turn takes the earliest start at which
+    it fits between those placed before it. A move takes a request to another place of the list.
+    """
     candidates = [
         mc_sf_starts(a, s, o, kv_tokens, order=order, continue_on_misfit=skip)
         for order in ("output", "volume", "peak")
         for skip in (False, True)
     ]
-    return min(candidates, key=lambda starts: int((starts + o).sum()))
+    best = min(candidates, key=lambda starts: int((starts + o).sum()))
+    if len(a) == 1 or moves == 0:
+        return best
+    rng = np.random.default_rng(seed)
+    profile = np.zeros(int(a.max() + o.sum()) + 2, np.int64)
+    found = best.copy()
+    _anneal(
+        a, s, o, kv_tokens, np.argsort(best, kind="stable"), rng.random((moves, 3)), profile,
+        np.empty_like(best), np.empty_like(best), found,
+    )  # fmt: skip
+    return min(best, found, key=lambda starts: int((starts + o).sum()))
+
+
+@entry_kernel
+def _anneal(a, s, o, budget, order, draws, profile, trial, starts, best):  # type: ignore[no-untyped-def]
+    """Improve a priority list in place; ``best`` receives the best schedule met."""
+    n = len(a)
+    current = _place(a, s, o, budget, order, profile, starts)
+    least = current
+    for k in range(n):
+        best[k] = starts[k]
+    heat = 0.02 * current
+    for step in range(len(draws)):
+        temperature = heat * (1.0 - step / len(draws)) ** 2 / n + 1e-9
+        i = int(draws[step, 0] * n)
+        j = int(draws[step, 1] * n)
+        for k in range(n):
+            trial[k] = order[k]
+        moved = trial[i]
+        if i < j:
+            for k in range(i, j):
+                trial[k] = trial[k + 1]
+        else:
+            for k in range(i, j, -1):
+                trial[k] = trial[k - 1]
+        trial[j] = moved
+        total = _place(a, s, o, budget, trial, profile, starts)
+        if total <= current or draws[step, 2] < math.exp((current - total) / temperature):
+            current = total
+            for k in range(n):
+                order[k] = trial[k]
+            if total < least:
+                least = total
+                for k in range(n):
+                    best[k] = starts[k]
+
+
+@kernel
+def _place(a, s, o, budget, order, profile, starts):  # type: ignore[no-untyped-def]
+    """Place requests in order, each at its earliest feasible start; return the sum of completions."""
+    total = 0
+    for t in range(len(profile)):
+        profile[t] = 0
+    for index in range(len(order)):
+        i = order[index]
+        p = a[i]
+        k = 1
+        while k <= o[i]:
+            excess = profile[p + k] + s[i] + k - budget
+            if excess > 0:
+                # by then the request must hold less, or not yet run
+                p += min(excess, k)
+                k = 1
+            else:
+                k += 1
+        for k in range(1, o[i] + 1):
+            profile[p + k] += s[i] + k
+        starts[i] = p
+        total += p + o[i]
+    return total
 
 
 def _constraint_program(
-    a: Ints, s: Ints, o: Ints, kv_tokens: int, incumbent: Ints, limit_s: float, threads: int, seed: int
+    a: Ints,
+    s: Ints,
+    o: Ints,
+    kv_tokens: int,
+    incumbent: Ints,
+    limit_s: float,
+    threads: int,
+    seed: int,
 ) -> tuple[Ints, float]:
     from ortools.sat.python import cp_model
 
@@ -163,14 +261,14 @@ def _constraint_program(
     latest = _latest_completion(a, s, o, kv_tokens, total)
     model = cp_model.CpModel()
     completion = [model.new_int_var(int(a[i] + o[i]), int(latest[i]), f"c{i}") for i in range(n)]
+    large, left, right = keep_apart(s, o, kv_tokens)
     intervals = []
-    for i in range(n):
-        width = int(2 * (s[i] + o[i]) - kv_tokens)
-        if width > 0:
-            # doubled time keeps the half rounds whole
-            begin = model.new_int_var(-4 * kv_tokens, 2 * int(latest[i]), f"b{i}")
-            model.add(begin == 2 * completion[i] - width)
-            intervals.append(model.new_fixed_size_interval_var(begin, 2 * width, f"w{i}"))
+    for i in np.flatnonzero(large):
+        # doubled time keeps half rounds whole
+        begin = 2 * completion[i] - round(2 * left[i])
+        intervals.append(
+            model.new_fixed_size_interval_var(begin, round(2 * (left[i] + right[i])), f"w{i}")
+        )
     model.add_no_overlap(intervals)
     # memory is at its largest in last rounds: sum there over those that run
     for i in range(n):
@@ -197,8 +295,7 @@ def _constraint_program(
             model.add(amount == 0).only_enforce_if(~runs)
             terms.append(amount)
         model.add(sum(terms) + held[0] <= kv_tokens)
-    # volumes as energy of a resource of the budget's size, one task of average height a request
-    for i, k in _dominated_pairs(a, s, o):
+    for i, k in _equal_pairs(a, s, o):
         model.add(completion[i] <= completion[k])
     model.minimize(sum(completion))
     model.add(sum(completion) <= total)
@@ -230,24 +327,22 @@ def _latest_completion(a: Ints, s: Ints, o: Ints, kv_tokens: int, total: int) ->
     return latest
 
 
-def _dominated_pairs(a: Ints, s: Ints, o: Ints) -> Sequence[tuple[int, int]]:
-    """Return pairs ``(i, k)`` such that some optimal schedule completes ``i`` no later than ``k``.
-
-    If ``i`` is no longer, no larger and no later to arrive than ``k`` but completes later, exchange
-    them: ``k`` ends when ``i`` did, ``i`` when ``k`` did. Counted back from the completions ``i``
-    holds no more than ``k`` did, and in ``k``'s new place ... the peaks must agree; so pairs are of
-    equal peak and length only.
-    """
+def _equal_pairs(a: Ints, s: Ints, o: Ints) -> Sequence[tuple[int, int]]:
+    """Return pairs of requests of equal lengths, the earlier to arrive first: exchanging two of them
+    never hurts, so some optimum completes them in this order."""
     order = sorted(range(len(a)), key=lambda i: (s[i], o[i], a[i], i))
-    return [
-        (i, k)
-        for i, k in zip(order, order[1:], strict=False)
-        if s[i] == s[k] and o[i] == o[k] and a[i] <= a[k]
-    ]
+    return [(i, k) for i, k in zip(order, order[1:], strict=False) if s[i] == s[k] and o[i] == o[k]]
 
 
 def _time_indexed_program(
-    a: Ints, s: Ints, o: Ints, kv_tokens: int, incumbent: Ints, limit_s: float, threads: int, seed: int
+    a: Ints,
+    s: Ints,
+    o: Ints,
+    kv_tokens: int,
+    incumbent: Ints,
+    limit_s: float,
+    threads: int,
+    seed: int,
 ) -> tuple[Ints, float]:
     """Solve (A1)-(A4), the horizon cut to where an optimum can end."""
     from scipy.optimize import Bounds, LinearConstraint, milp

@@ -34,7 +34,9 @@ def checked(
     for name, column, least in (("arrival", a, 0), ("prompt", s, 1), ("output", o, 1)):
         low = np.flatnonzero(column < least)
         if len(low):
-            raise InputError(f"request {low[0]}: {name} must be at least {least}, got {column[low[0]]}")
+            raise InputError(
+                f"request {low[0]}: {name} must be at least {least}, got {column[low[0]]}"
+            )
     large = np.flatnonzero(s + o > kv_tokens)
     if len(large):
         i = large[0]
