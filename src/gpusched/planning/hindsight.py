@@ -16,6 +16,7 @@ machine, on which the shortest go first in the relaxation. That bound is close t
 the volume bound and the program's linear relaxation are far from it.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -27,7 +28,6 @@ from numpy.typing import ArrayLike, NDArray
 from gpusched.compilation import entry_kernel, kernel
 from gpusched.errors import InputError
 from gpusched.policies.batching.rounds import Ints, checked, mc_sf_starts
-
 
 Halves = NDArray[np.float64]
 
@@ -263,7 +263,7 @@ def _constraint_program(
     completion = [model.new_int_var(int(a[i] + o[i]), int(latest[i]), f"c{i}") for i in range(n)]
     large, left, right = keep_apart(s, o, kv_tokens)
     intervals = []
-    for i in np.flatnonzero(large):
+    for i in np.flatnonzero(large).tolist():
         # doubled time keeps half rounds whole
         begin = 2 * completion[i] - round(2 * left[i])
         intervals.append(
@@ -331,7 +331,7 @@ def _equal_pairs(a: Ints, s: Ints, o: Ints) -> Sequence[tuple[int, int]]:
     """Return pairs of requests of equal lengths, the earlier to arrive first: exchanging two of them
     never hurts, so some optimum completes them in this order."""
     order = sorted(range(len(a)), key=lambda i: (s[i], o[i], a[i], i))
-    return [(i, k) for i, k in zip(order, order[1:], strict=False) if s[i] == s[k] and o[i] == o[k]]
+    return [(i, k) for i, k in itertools.pairwise(order) if s[i] == s[k] and o[i] == o[k]]
 
 
 def _time_indexed_program(
@@ -368,7 +368,7 @@ def _time_indexed_program(
     answer = milp(
         when.astype(np.float64),
         constraints=[LinearConstraint(memory, -np.inf, kv_tokens), LinearConstraint(once, 1, 1)],
-        integrality=np.ones(columns),
+        integrality=np.ones(columns, np.int64),
         bounds=Bounds(0, 1),
         options={"time_limit": limit_s, "mip_rel_gap": 0.0},
     )

@@ -154,9 +154,8 @@ def running_caps(types: RequestTypes, kv_tokens: float) -> Ints:
     resident = types.lifetime_tokens / stages
     mean = float(share @ resident)
     second = float(share @ (types.variance + resident**2))
-    return np.maximum(
-        np.floor(share * most_residents(mean, second - mean**2, kv_tokens)), 1
-    ).astype(np.int64)
+    caps = np.floor(share * most_residents(mean, second - mean**2, kv_tokens))
+    return np.asarray(np.maximum(caps, 1), np.int64)
 
 
 def most_residents(mean: float, variance: float, kv_tokens: float) -> float:
