@@ -1,11 +1,11 @@
 """Claims of a paper beside our figures, and the verdict that follows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 Verdict = Literal["reproduced", "partly", "contradicted", "not testable here"]
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,9 @@ class Claim:
 class Reproduction:
     """A paper's experiment, rerun."""
 
-    name: str
-    title: str
-    arxiv: str
     claims: tuple[Claim, ...]
+    charts: dict[str, str] = field(default_factory=dict)
+    """SVG pictures by file stem."""
 
     @property
     def verdict(self) -> Verdict:
@@ -41,3 +40,16 @@ class Reproduction:
         if all(tested):
             return "reproduced"
         return "partly" if any(tested) else "contradicted"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How an experiment is rerun."""
+
+    seed: int = 0
+    jobs: int = 2
+    """Processes to use."""
+    traces: Path | None = None
+    """Folder of public traces; generators stand in for them where there is none."""
+    progress: Callable[[str], None] = lambda message: None
+    """Told now and then what is under way."""

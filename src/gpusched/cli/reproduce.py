@@ -1,0 +1,93 @@
+"""``gpusched reproduce``: published figures beside ours."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gpusched.reproduce.claim import Reproduction
+
+
+def reproduce(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Papers to rerun.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Rerun every paper.")] = False,
+    traces: Annotated[
+        Path | None,
+        typer.Option(help="Folder of public traces; generated ones stand in for them otherwise."),
+    ] = None,
+    charts: Annotated[
+        Path | None, typer.Option(help="Folder to write the experiments' charts to, as SVG.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes to use.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Rerun papers' experiments: each published figure, ours, and a verdict.
+
+    Example: gpusched reproduce mc-sf --charts out
+
+    Without a name, the papers are listed.
+    """
+    from gpusched.cli.progress import Progress
+    from gpusched.errors import InputError
+    from gpusched.report.reproductions import show_papers, show_reproduction
+    from gpusched.reproduce.claim import Setting
+    from gpusched.reproduce.registry import PAPERS, paper
+    from gpusched.reproduce.registry import reproduce as rerun
+
+    chosen = list(PAPERS) if everything else names or []
+    for name in chosen:
+        paper(name)
+    if traces is not None and not traces.is_dir():
+        raise InputError(f"--traces: no folder {traces}")
+    if not chosen:
+        if as_json:
+            print(
+                json.dumps(
+                    [{"name": n, "title": p.title, "arxiv": p.arxiv} for n, p in PAPERS.items()]
+                )
+            )
+        else:
+            show_papers(PAPERS)
+        return
+    documents: list[dict[str, Any]] = []
+    for name in chosen:
+        progress = Progress()
+        started = time.perf_counter()
+        setting = Setting(seed, jobs, traces, lambda text, name=name: progress(f"{name}: {text}"))  # type: ignore[misc]
+        result = rerun(name, setting)
+        seconds = time.perf_counter() - started
+        progress.done()
+        if charts is not None:
+            _write_charts(result, charts)
+        documents.append(
+            {
+                "name": name,
+                "title": paper(name).title,
+                "arxiv": paper(name).arxiv,
+                "seconds": round(seconds, 1),
+                "verdict": result.verdict,
+                "claims": [asdict(claim) for claim in result.claims],
+            }
+        )
+        if not as_json:
+            show_reproduction(name, paper(name), result, seconds)
+    if as_json:
+        print(json.dumps(documents if everything or len(documents) > 1 else documents[0]))
+
+
+def _write_charts(result: "Reproduction", folder: Path) -> None:
+    from gpusched.errors import InputError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stem, picture in result.charts.items():
+            (folder / f"{stem}.svg").write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--charts: cannot write to {folder} ({error.strerror})") from None
