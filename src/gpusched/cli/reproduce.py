@@ -36,10 +36,10 @@ def reproduce(
     """
     from gpusched.cli.progress import Progress
     from gpusched.errors import InputError
-    from gpusched.report.reproductions import show_papers, show_reproduction
     from gpusched.reproduce.claim import Setting
     from gpusched.reproduce.registry import PAPERS, paper
     from gpusched.reproduce.registry import reproduce as rerun
+    from gpusched.reproduce.table import show_papers, show_reproduction
 
     chosen = list(PAPERS) if everything else names or []
     for name in chosen:
@@ -60,7 +60,7 @@ def reproduce(
     for name in chosen:
         progress = Progress()
         started = time.perf_counter()
-        setting = Setting(seed, jobs, traces, lambda text, name=name: progress(f"{name}: {text}"))  # type: ignore[misc]
+        setting = Setting(seed, jobs, traces, progress)
         result = rerun(name, setting)
         seconds = time.perf_counter() - started
         progress.done()
