@@ -18,11 +18,11 @@ from gpusched.policies.batching.rounds import Ints, checked, mc_sf_starts
 
 Floats = NDArray[np.float64]
 
-PATIENCE = 12
+PATIENCE = 6
 """Steps without a better bound after which the step is cut."""
-CUT = 0.65
+CUT = 0.8
 SHORTEST_STEP = 2e-4
-INERTIA = 0.8
+INERTIA = 0.97
 """Weight of former directions in the present one."""
 
 
