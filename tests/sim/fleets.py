@@ -1,5 +1,7 @@
 """Random timings, traces and fleets for the simulator's tests."""
 
+from pathlib import Path
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -7,6 +9,8 @@ from gpusched.sim.fleet import Fleet, KvLink, Pool
 from gpusched.sim.simulate import ClosedLoop
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Prefixes, Trace
+
+POLICIES = Path(__file__).with_name("own_policies.py")
 
 DISCIPLINES = [
     "prefill-first",
@@ -95,17 +99,22 @@ def trace(
 
 @st.composite
 def pools(draw, role: str, index: int, window: int) -> Pool:
-    """A pool with tight or ample memory."""
+    """A pool with tight or ample memory; ``half``: a mixed one beside a decode pool."""
     stages = draw(st.sampled_from([1, 1, 1, 2]))
     max_num_seqs = draw(st.sampled_from([2, 3, 8, 20, 64]))
-    allowed = {"mixed": ["vllm", "vllm", *DISCIPLINES], "decode": ["vllm"]}
-    batching = draw(st.sampled_from(allowed.get(role, ["vllm", "prefill-first", "sjf"])))
+    allowed = {
+        "mixed": ["vllm", "vllm", *DISCIPLINES],
+        "half": ["vllm", "vllm", *(d for d in DISCIPLINES if d != "static")],
+        "prefill": ["vllm", "prefill-first", "sjf"],
+        "decode": ["vllm"],
+    }
+    batching = draw(st.sampled_from(allowed[role]))
     return Pool(
         name=f"{role}{index}",
         timing=timing(window, scale=draw(st.sampled_from([1.0, 0.7]))),
         kv_blocks=draw(st.sampled_from([20, 34, 60, 400])) * stages,
         replicas=draw(st.integers(1, 3)),
-        role=role,
+        role="mixed" if role == "half" else role,
         batching=batching,
         block_tokens=draw(st.sampled_from([8, 16])),
         max_num_seqs=max_num_seqs,
@@ -120,10 +129,12 @@ def pools(draw, role: str, index: int, window: int) -> Pool:
 def scenarios(draw) -> tuple[Fleet, Trace, ClosedLoop | None, int]:
     """A fleet, a trace, perhaps a closed loop, and a seed: every combination of features."""
     window = draw(st.sampled_from([0, 0, 24, 90]))
-    if draw(st.booleans()):
+    shape = draw(st.sampled_from(["mixed", "mixed", "disaggregated", "half"]))
+    if shape == "mixed":
         fleet_pools = [draw(pools("mixed", i, window)) for i in range(draw(st.integers(1, 2)))]
     else:
-        fleet_pools = [draw(pools("prefill", 0, window)), draw(pools("decode", 1, window))]
+        first = "prefill" if shape == "disaggregated" else "half"
+        fleet_pools = [draw(pools(first, 0, window)), draw(pools("decode", 1, window))]
     fleet = Fleet(
         tuple(fleet_pools),
         link=KvLink(draw(st.sampled_from([0.0, 1e-3])), draw(st.sampled_from([1e-6, 3e-4]))),
@@ -136,9 +147,13 @@ def scenarios(draw) -> tuple[Fleet, Trace, ClosedLoop | None, int]:
                     "least-tokens",
                     "power-of-two",
                     "prefix-affinity",
+                    "session-affinity+slack_requests=2",
+                    f"{POLICIES}:emptiest+weight=3",
                 ]
             )
         ),
+        decode_routing=draw(st.sampled_from([None, "least-requests"])),
+        admission=draw(st.sampled_from(["none", "none", f"{POLICIES}:shed+limit=6"])),
     )
     seed = draw(st.integers(0, 2**20))
     requests = trace(

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 
 from gpusched.domain.cluster import Cluster
 from gpusched.domain.document import Section, load_document, validate
-from gpusched.domain.engine import EngineSettings
+from gpusched.domain.engine import EngineSettings, PolicyName
 from gpusched.domain.parallel import Parallelism
 from gpusched.domain.slo import SloClasses
-from gpusched.domain.spec import KvDtype, Objective, Routing, Spec, WeightsDtype, resolve_paths
+from gpusched.domain.spec import KvDtype, Objective, Spec, WeightsDtype, resolve_paths
 from gpusched.domain.workload import Workload
 from gpusched.errors import InputError
 
@@ -105,8 +105,9 @@ class Plan(Section):
     kv_cache_dtype: KvDtype = "bf16"
     cluster: Cluster
     pools: tuple[PlannedPool, ...] = Field(min_length=1, max_length=10_000)
-    admission: Literal["none"] = "none"
-    routing: Routing = "least-tokens"
+    admission: PolicyName = "none"
+    routing: PolicyName = "least-tokens"
+    decode_routing: PolicyName | None = None
     workload: Workload
     slo: SloClasses
     objective: Objective = "cost"

@@ -141,6 +141,16 @@ def settings(text: str) -> tuple[str, dict[str, float]]:
     return name, values
 
 
+def compiled_policy(text: str, kind: str) -> Compiled:
+    """Return the function that ``file.py:function+parameter=value+...`` names, compiled.
+
+    Raises:
+        InputError: there is none, a parameter is unknown, or it cannot be compiled.
+    """
+    name, values = settings(text)
+    return compile_function(load(name), kind, name, tuple(values.items()))
+
+
 @lru_cache(maxsize=64)
 def compile_function(
     function: Callable[..., Any], kind: str, name: str, values: tuple[tuple[str, float], ...] = ()

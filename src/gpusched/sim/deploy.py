@@ -95,7 +95,7 @@ def fleet_for(plan: Plan) -> Fleet:
     if any(pool.role == "decode" for pool in plan.pools):
         rate = min(link_rates(plan))
         link = KvLink(RDMA_LATENCY_S, kv_token_s(model, plan.kv_cache_dtype, rate))
-    return Fleet(tuple(pools), link, plan.routing)
+    return Fleet(tuple(pools), link, plan.routing, plan.decode_routing, plan.admission)
 
 
 def link_rates(plan: Plan) -> Iterable[float]:

@@ -4,18 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpusched.errors import InputError
+from gpusched.policies.admission.policy import AdmissionPolicy, admission_policy
 from gpusched.policies.batching.discipline import CHUNKED, OPEN, STATIC, discipline
+from gpusched.policies.routing.policy import RoutingPolicy, routing_policy
 from gpusched.timing.compiled import CompiledTiming
 
 Role = Literal["mixed", "prefill", "decode"]
-Routing = Literal[
-    "round-robin",
-    "random",
-    "least-requests",
-    "least-tokens",
-    "power-of-two",
-    "prefix-affinity",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +94,49 @@ class KvLink:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Pools that serve one trace: all ``mixed``, or ``prefill`` together with ``decode``."""
+    """Pools that serve one trace: all ``mixed``, or ``prefill`` or ``mixed`` ones with ``decode``.
+
+    A mixed replica keeps a request whose prompt it has computed when the decode pools have no seat
+    for it.
+    """
 
     pools: tuple[Pool, ...]
     link: KvLink = KvLink()
-    routing: Routing = "least-tokens"
+    routing: str = "least-tokens"
+    """A policy of ``policies.routing``, or a user's own."""
+    decode_routing: str | None = None
+    """The same, for the choice of a decode replica; ``routing`` if not given."""
+    admission: str = "none"
+    """A policy of ``policies.admission``, or a user's own."""
 
     def __post_init__(self) -> None:
         roles = {pool.role for pool in self.pools}
-        if roles not in ({"mixed"}, {"prefill", "decode"}):
+        if roles not in ({"mixed"}, {"prefill", "decode"}, {"mixed", "decode"}):
             raise InputError(
-                "a fleet has either mixed pools only, or prefill and decode pools; got roles "
-                + (", ".join(sorted(roles)) or "none")
+                "a fleet has mixed pools, alone or with decode pools, or prefill pools with decode "
+                "pools; got roles " + (", ".join(sorted(roles)) or "none")
             )
+        for pool in self.pools:
+            if len(roles) > 1 and discipline(pool.batching).forming == STATIC:
+                raise InputError(
+                    f"pool {pool.name}: static batching runs a batch to its end and cannot hand "
+                    "requests to a decode pool; choose vllm"
+                )
+        self.policies  # noqa: B018
+
+    @property
+    def policies(self) -> tuple[RoutingPolicy, RoutingPolicy, AdmissionPolicy]:
+        """Routing, routing to decode replicas, and admission.
+
+        Raises:
+            InputError: no such policy.
+        """
+        decode = self.routing if self.decode_routing is None else self.decode_routing
+        return (
+            routing_policy(self.routing),
+            routing_policy(decode),
+            admission_policy(self.admission),
+        )
 
     @property
     def gpus(self) -> int:

@@ -9,10 +9,12 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from itertools import chain
 from math import ceil, floor, inf, log2, nan
+from typing import Any
 
 import numpy as np
 
 from gpusched.errors import InputError
+from gpusched.policies import views
 from gpusched.policies.batching.discipline import (
     ALL,
     CHUNKED,
@@ -28,7 +30,8 @@ from gpusched.policies.batching.discipline import (
 )
 from gpusched.policies.batching.groups import TOLERANCE_S
 from gpusched.policies.batching.order import FCFS, LEVELS, PRIORITY, SHORTEST, VOLUME
-from gpusched.policies.routing import AFFINITY_FACTOR, AFFINITY_SLACK_REQUESTS
+from gpusched.policies.custom import Compiled
+from gpusched.policies.routing.policy import RoutingPolicy
 from gpusched.sim.fleet import Fleet, Pool
 from gpusched.sim.grouping import Groups, groups_for
 from gpusched.sim.simulate import ClosedLoop, predictions
@@ -44,6 +47,7 @@ class Request:
     prompt: int
     output: int
     blocks: list[int]
+    session: int | None = None
     follower: "Request | None" = None
     think_s: float = 0.0
     arrival_s: float = nan
@@ -60,6 +64,7 @@ class Request:
     engine: "Engine | None" = None
     destination: "Engine | None" = None
     transferring: bool = False
+    held_back: bool = False
     predicted: int = 0
     priority: int = 0
     rank: tuple[float, ...] = ()
@@ -541,6 +546,13 @@ def random_u64(seed: int, index: int) -> int:
     return z ^ (z >> 31)
 
 
+def seen_request(request: Request) -> views.Request:
+    """What a user's function sees of a request before any engine has it."""
+    return views.Request(
+        request.arrival_s, request.prompt, request.produced, request.predicted, request.priority
+    )
+
+
 class Reference:
     """A simulation, one iteration at a time."""
 
@@ -571,6 +583,9 @@ class Reference:
             request.predicted = int(predicted[request.index])
             if trace.class_id is not None:
                 request.priority = int(trace.class_id[request.index])
+        if trace.session_id is not None:
+            for request in self.requests:
+                request.session = int(trace.session_id[request.index])
         roots = self.requests
         if trace.think_s is not None and trace.session_id is not None and trace.round is not None:
             latest: dict[int, Request] = {}
@@ -606,8 +621,10 @@ class Reference:
         ]
         self.entry = [e for e in self.engines if e.pool.role != "decode"]
         self.decode = [e for e in self.engines if e.pool.role == "decode"]
+        self.routing, self.decode_routing, self.admission = fleet.policies
         self.turn = {"entry": 0, "decode": 0}
         self.owner: dict[int, Engine] = {}
+        self.session_owner: dict[int, Engine] = {}
         self.gaps: list[float] = []
         self.remaining = len(self.requests)
 
@@ -626,6 +643,8 @@ class Reference:
                 request = self.requests[self.pending.pop(0)[1]]
                 if request.transferring:
                     self.receive(request, pending_s)
+                elif request.held_back:
+                    self.ask_admission(request, pending_s)
                 else:
                     self.arrive(request, pending_s)
             else:
@@ -640,55 +659,114 @@ class Reference:
         self.turn[tier] += 1
         draw = random_u64(self.seed, 2 * request.index + (tier == "decode"))
         favourite = None
-        if tier == "entry":
+        if tier == "entry" and self.routing.name.startswith("session-affinity"):
+            favourite = (
+                self.session_owner.get(request.session) if request.session is not None else None
+            )
+        elif tier == "entry":
             for block in request.blocks:
                 if block not in self.owner:
                     break
                 favourite = self.owner[block]
         started = [e for e in engines if e.pool.startup_s <= now_s]
-        chosen = self.choose(engines, started, favourite, turn, draw)
+        policy = self.routing if tier == "entry" else self.decode_routing
+        chosen = self.choose(policy, engines, started, favourite, turn, draw, request)
         if tier == "entry":
             for block in request.blocks:
                 self.owner[block] = chosen
+            if request.session is not None:
+                self.session_owner[request.session] = chosen
         return chosen
 
     def choose(
         self,
+        policy: RoutingPolicy,
         engines: list[Engine],
         started: list[Engine],
         favourite: Engine | None,
         turn: int,
         draw: int,
+        request: Request,
     ) -> Engine:
-        """Apply the routing policy to the candidates."""
+        """Apply a routing policy to the candidates."""
         if not started:
             return min(engines, key=lambda e: e.pool.startup_s)
-        routing = self.fleet.routing
         count = len(engines)
-        if routing == "least-requests":
+        if policy.score is not None:
+            own = policy.score
+            return min(
+                started, key=lambda e: self.score(own, engines.index(e), e, favourite, request)
+            )
+        if policy.name == "least-requests":
             return min(started, key=lambda e: e.load_requests)
         least = min(started, key=lambda e: e.load_tokens)
-        if routing == "least-tokens":
+        if policy.name == "least-tokens":
             return least
-        if routing == "prefix-affinity":
-            limit = AFFINITY_FACTOR * least.load_requests + AFFINITY_SLACK_REQUESTS
+        if policy.name in ("prefix-affinity", "session-affinity"):
+            limit = policy.factor * least.load_requests + policy.slack_requests
             if favourite in started and favourite is not None and favourite.load_requests <= limit:
                 return favourite
             return least
-        if routing == "power-of-two":
+        if policy.name == "power-of-two":
             a = (draw >> 33) % count
             b = ((draw & 0x7FFFFFFF) % (count - 1) + a + 1) % count
             pair = [engines[i] for i in sorted((a, b))]
             if any(e not in started for e in pair):
                 return min(started, key=lambda e: e.load_requests)
             return min(pair, key=lambda e: e.load_requests)
-        start = turn if routing == "round-robin" else draw >> 33
+        start = turn if policy.name == "round-robin" else draw >> 33
         order = [engines[(start + i) % count] for i in range(count)]
         return next(e for e in order if e in started)
 
+    def score(
+        self,
+        own: Compiled,
+        position: int,
+        engine: Engine,
+        favourite: Engine | None,
+        request: Request,
+    ) -> float:
+        """Score a candidate with a user's function."""
+        seen = {
+            "replica": views.Replica(
+                position, engine.load_requests, engine.load_tokens, engine is favourite
+            ),
+            "request": seen_request(request),
+        }
+        return float(own.function(*(seen[v] for v in own.views), *own.parameters))
+
     def arrive(self, request: Request, now_s: float) -> None:
-        """Route and queue a request, or reject it."""
+        """Take in, hold or refuse a new request."""
         request.arrival_s = now_s
+        if self.admission.hold is not None:
+            self.ask_admission(request, now_s)
+        else:
+            self.enter(request, now_s)
+
+    def ask_admission(self, request: Request, now_s: float) -> None:
+        """Ask a user's function how long to hold a request."""
+        own = self.admission.hold
+        assert own is not None
+        seen: dict[str, Any] = {
+            "request": seen_request(request),
+            "fleet": views.Fleet(
+                now_s,
+                len(self.entry),
+                sum(e.load_requests for e in self.engines),
+                sum(e.load_tokens for e in self.engines),
+            ),
+        }
+        hold_s = float(own.function(*(seen[v] for v in own.views), *own.parameters))
+        request.held_back = 0.0 < hold_s < inf
+        if hold_s == inf:
+            self.reject(request, now_s)
+        elif request.held_back:
+            insort(self.pending, (now_s + hold_s, request.index))
+        else:
+            self.enter(request, now_s)
+
+    def enter(self, request: Request, now_s: float) -> None:
+        """Route and queue a request, or reject it."""
         engine = self.route(request, self.entry, "entry", now_s)
         homes = [engine]
         if engine.pool.role == "prefill":
@@ -699,10 +777,14 @@ class Reference:
         if prompt_fits and all(e.blocks_for(request.final_tokens) <= e.kv_blocks for e in homes):
             self.count(engine, request, 1)
             self.enqueue(engine, request, now_s)
-            return
+        else:
+            self.reject(request, now_s)
+
+    def reject(self, request: Request, now_s: float) -> None:
+        """Refuse a request and the later rounds of its session."""
         rejected: Request | None = request
         while rejected is not None:
-            rejected.arrival_s = now_s
+            rejected.arrival_s = now_s if rejected is not request else rejected.arrival_s
             rejected.rejected = True
             self.remaining -= 1
             rejected = rejected.follower
@@ -780,8 +862,8 @@ class Reference:
                 self.give_token(engine, request, now_s)
                 if request.produced == request.output:
                     self.complete(engine, request, now_s)
-                elif engine.pool.role == "prefill":
-                    self.hand_over(engine, request, now_s)
+                elif (target := self.decode_engine(engine, request, now_s)) is not None:
+                    self.hand_over(engine, target, request, now_s)
                 elif engine.at_group_end(request):
                     engine.pause(request)
                 else:
@@ -791,15 +873,28 @@ class Reference:
                     engine.decodes.append(request)
         engine.schedule(now_s)
 
-    def hand_over(self, engine: Engine, request: Request, now_s: float) -> None:
+    def decode_engine(self, engine: Engine, request: Request, now_s: float) -> Engine | None:
+        """Choose a decode engine for a computed prompt; None if it stays where it is."""
+        if not self.decode or engine.pool.role == "decode":
+            return None
+        target = self.route(request, self.decode, "decode", now_s)
+        if engine.pool.role == "mixed" and (
+            target.load_requests >= target.max_seqs
+            or target.blocks_for(request.final_tokens) > target.kv_blocks
+        ):
+            return None
+        return target
+
+    def hand_over(self, engine: Engine, target: Engine, request: Request, now_s: float) -> None:
         """Send the KV cache to a decode engine."""
         engine.running.remove(request)
+        if engine.grouped:
+            engine.sizes[request.group] -= 1
         self.count(engine, request, -1)
-        target = self.route(request, self.decode, "decode", now_s)
         self.count(target, request, 1)
         link = self.fleet.link
         begin_s = max(now_s, engine.send_free_s, target.receive_free_s)
-        end_s = begin_s + link.latency_s + link.token_s * request.prompt
+        end_s = begin_s + link.latency_s + link.token_s * request.computed
         engine.send_free_s = target.receive_free_s = end_s
         request.destination = target
         request.transferring = True
@@ -814,5 +909,4 @@ class Reference:
         source.release(request)
         if source.waiting:
             self.wake(source, now_s)
-        request.computed = request.prompt
         self.enqueue(target, request, now_s)

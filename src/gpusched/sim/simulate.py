@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from gpusched.compilation import is_cached
 from gpusched.errors import InputError
-from gpusched.policies import routing
 from gpusched.policies.batching.discipline import LOOK_AHEAD, OPEN, Discipline, discipline
 from gpusched.policies.custom import MAX_PARAMETERS, Compiled, unused
 from gpusched.policies.lengths.predictors import parse_predictor, predict
-from gpusched.policies.views import Engine, Request
+from gpusched.policies.routing.choice import PREFIX_AFFINITY, SESSION_AFFINITY
+from gpusched.policies.views import Engine, Replica, Request
+from gpusched.policies.views import Fleet as FleetView
 from gpusched.sim import kernel, state
 from gpusched.sim.fleet import Fleet, Pool
 from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
@@ -94,8 +95,13 @@ def fault(fleet: Fleet, s: state.State) -> str:
             f"batching policy {names} evicts request {s.counters[state.FAULTY]} again and again and "
             "never finishes it; raise its margin or let evicted requests keep their progress"
         )
+    if s.counters[state.FAULT] == state.HELD_FOREVER:
+        return (
+            f"admission policy {fleet.admission} holds request {s.counters[state.FAULTY]} again and "
+            "again and never lets it in; return 0 in the end, or infinity to reject it"
+        )
     row, r = int(s.counters[state.FAULT]) - 1, int(s.counters[state.FAULTY])
-    function = custom_functions([discipline(pool.batching) for pool in fleet.pools])[HOOKS[row]]
+    function = custom_functions(fleet)[HOOKS[row]]
     request = s.requests[r]
     engine = s.engines[int(request["engine"])]
     views = {
@@ -104,6 +110,9 @@ def fault(fleet: Fleet, s: state.State) -> str:
             *(int(request[n]) for n in ("prompt", "produced", "predicted", "priority")),
         ),
         "engine": Engine(float(engine["end_s"]), int(engine["running"]), int(engine["max_seqs"]), 0, 0),
+        "replica": Replica(0, int(s.load_requests[0]), int(s.load_tokens[0]), False),
+        "fleet": FleetView(float(request["arrival_s"]), len(s.engines), int(s.load_requests.sum()),
+                           int(s.load_tokens.sum())),
     }  # fmt: skip
     try:
         answer = function.function(*(views[v] for v in function.views), *function.parameters)
@@ -173,11 +182,14 @@ def build(
         requests["arrival_s"][followers[followers >= 0]] = np.nan
     prefix = trace.prefix
     caching = any(pool.prefix_caching and pool.role != "decode" for pool in fleet.pools)
-    if not caching and fleet.routing != "prefix-affinity":
+    routing, decode_routing, admission = fleet.policies
+    knows_prefixes = routing.kind == PREFIX_AFFINITY or routing.score is not None
+    if not caching and not knows_prefixes:
         prefix = None
     n_blocks = prefix.n_blocks if prefix is not None else 0
 
     disciplines = {id(pool): discipline(pool.batching) for pool in fleet.pools}
+    disaggregated = any(pool.role == "decode" for pool in fleet.pools)
     requests["predicted"] = predictions(trace, list(disciplines.values()), seed)
     requests["priority"] = 0 if trace.class_id is None else trace.class_id
     groups = {
@@ -199,6 +211,7 @@ def build(
         engine["max_seqs"] = max(pool.max_num_seqs // pool.pipeline_stages, 1)
         engine["max_batched_tokens"] = pool.max_num_batched_tokens
         set_discipline(engine, disciplines[id(pool)])
+        engine["stepwise"] = disaggregated and pool.role == "mixed"
         if prefix is not None and pool.prefix_caching and pool.role != "decode":
             if prefix.block_tokens % pool.block_tokens:
                 raise InputError(
@@ -223,7 +236,11 @@ def build(
         group_thresholds[e, :count] = group.thresholds
         group_caps[e, :count] = group.caps
     ahead = any(d.gate == LOOK_AHEAD for d in disciplines.values())
-    custom = custom_functions(list(disciplines.values()))
+    custom = custom_functions(fleet)
+    sessions = 0
+    if routing.kind == SESSION_AFFINITY and trace.session_id is not None:
+        ids, requests["session"] = np.unique(trace.session_id, return_inverse=True)
+        sessions = len(ids)
     seats = int(engines["max_seqs"].max())
     windowed = any(timing.window > 0 for timing in compiled)
     block_tokens = max(pool.block_tokens for pool in fleet.pools)
@@ -233,6 +250,7 @@ def build(
     entry_engines = sum(pool.role != "decode" for pool in lanes)
     makes_arrivals = (
         closed_loop is not None
+        or admission.hold is not None
         or entry_engines < len(lanes)
         or bool((requests["follower"] >= 0).any())
     )
@@ -279,6 +297,7 @@ def build(
         load_tokens=np.zeros(len(lanes), np.int64),
         ready_s=np.array([pool.startup_s for pool in lanes], np.float64),
         owners=np.full(max(n_blocks, 1), -1, np.int32),
+        session_owners=np.full(sessions, state.NONE, np.int32),
         think_s=trace.think_s if trace.think_s is not None else np.zeros(0),
         timers_s=timers_s,
         winners=winners,
@@ -295,7 +314,12 @@ def build(
     )
     s.counters[state.REMAINING] = n
     rules = state.Rules(
-        routing=routing.POLICIES[fleet.routing],
+        routing=routing.kind,
+        decode_routing=decode_routing.kind,
+        affinity_slack=routing.slack_requests,
+        affinity_factor=routing.factor,
+        outlier_factor=decode_routing.outlier_factor,
+        admission=admission.kind,
         seed=seed,
         entry_engines=entry_engines,
         expected_output_tokens=expected_output_tokens(trace),
@@ -311,6 +335,8 @@ def build(
         s.counters[state.PENDING] = len(roots)
         s.counters[state.NEXT_ROW] = roots[-1] + 1
     notes = tuple(dict.fromkeys(group.note for group in groups.values() if group.note))
+    if routing.kind == SESSION_AFFINITY and not sessions:
+        notes += (f"{routing.name}: the trace has no sessions; the least loaded replica is taken",)
     return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64), notes
 
 
@@ -318,19 +344,32 @@ HOOKS = ("rank", "admits", "score", "hold")
 """A user's functions, in the order of ``state.RANK`` and those after it."""
 
 
-def custom_functions(disciplines: list[Discipline]) -> dict[str, Compiled]:
+def custom_functions(fleet: Fleet) -> dict[str, Compiled]:
     """Return the user's functions among the fleet's policies.
 
     Raises:
         InputError: two pools use different ones.
     """
+    routing, decode_routing, admission = fleet.policies
+    disciplines = [discipline(pool.batching) for pool in fleet.pools]
+    candidates = {
+        "rank": [d.rank for d in disciplines],
+        "admits": [d.admits for d in disciplines],
+        "score": [routing.score, decode_routing.score],
+        "hold": [admission.hold],
+    }
     found: dict[str, Compiled] = {}
-    for name in ("rank", "admits"):
-        own = {getattr(d, name) for d in disciplines} - {None}
+    for name, functions in candidates.items():
+        own = set(functions) - {None}
         if len(own) > 1:
-            raise InputError("a fleet can use one batching policy of the user's own, not two")
+            raise InputError(
+                "a fleet can use one policy of the user's own of each kind, got "
+                + " and ".join(sorted(f.name for f in own if f is not None))
+            )
         if own:
-            found[name] = own.pop()
+            function = own.pop()
+            assert function is not None
+            found[name] = function
     return found
 
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ABSENT, WAITING, PREFILL, DECODE, TRANSFER, DONE, REJECTED, PAUSED = range(8)
-"""States of a request. ``ABSENT``: not arrived; ``PAUSED``: keeps its KV cache but takes no step."""
+ABSENT, WAITING, PREFILL, DECODE, TRANSFER, DONE, REJECTED, PAUSED, HELD = range(9)
+"""States of a request. ``ABSENT``: not arrived; ``PAUSED``: keeps its KV cache but takes no step;
+``HELD``: not yet given to an engine."""
 
 MIXED, PREFILL_ONLY, DECODE_ONLY = range(3)
 """Roles."""
@@ -24,8 +25,8 @@ REQUEST_MASK = (1 << REQUEST_BITS) - 1
 RANK, ADMITS, SCORE, HOLD = range(4)
 """A user's functions: rows of ``parameters``; one more is the value of ``FAULT``."""
 
-THRASHING = 5
-"""Value of ``FAULT`` when a request is evicted without end."""
+THRASHING, HELD_FOREVER = 5, 6
+"""Values of ``FAULT`` when a request is evicted, or held before any engine, without end."""
 
 REQUEST = np.dtype(
     [
@@ -44,12 +45,14 @@ REQUEST = np.dtype(
         ("shared", "i4"),  # leading prefix blocks held in the cache's name
         ("cached", "i4"),  # prompt tokens found in the cache at first admission
         ("preemptions", "i4"),
+        ("holds", "i4"),  # times that admission has put it off
         ("engine", "i4"),
         ("destination", "i4"),  # engine that a transfer goes to
         ("next", "i4"),  # neighbours in the queue or in the running list
         ("previous", "i4"),
         ("link", "i4"),  # child in the queue's heap, or follower in a group's list
         ("follower", "i4"),  # next round of the session
+        ("session", "i4"),
         ("rank", "f8"),  # place in the queue, lower first
         ("predicted", "i4"),  # predicted output tokens
         ("planned_end", "i4"),  # iteration that a resident is predicted to end with
@@ -67,6 +70,7 @@ ENGINE = np.dtype(
         ("pool", "i8"),
         ("timing", "i8"),
         ("role", "i8"),
+        ("stepwise", "b1"),  # no leap over several chunks of a prompt
         ("forming", "i8"),  # these up to hold_s: see policies.batching.discipline
         ("order", "i8"),
         ("gate", "i8"),
@@ -96,6 +100,7 @@ ENGINE = np.dtype(
         ("steps", "i8"),
         ("first_s", "f8"),  # duration of its first step
         ("slope_s", "f8"),  # growth of the duration from step to step
+        ("grown", "i8"),  # its steps for which the decodes have their blocks
         ("active", "i8"),  # requests that decode in it
         ("prefill_head", "i8"),  # first running request with a chunk in it
         ("chunk_tokens", "i8"),  # prompt tokens in each step
@@ -214,6 +219,8 @@ class State(NamedTuple):
     """When each engine has started up."""
     owners: NDArray[np.int32]
     """Router's prefix index: engine that last took a request with this block, or -1."""
+    session_owners: NDArray[np.int32]
+    """Engine that took each session's last round, or -1; empty without sessions."""
     think_s: NDArray[np.float64]
     """Delay before each later round; empty without sessions."""
     timers_s: NDArray[np.float64]
@@ -238,6 +245,11 @@ class Rules(NamedTuple):
     """What stays fixed during a run."""
 
     routing: int
+    decode_routing: int
+    affinity_slack: float
+    affinity_factor: float
+    outlier_factor: float
+    admission: int
     seed: int
     entry_engines: int
     """Engines ``0 .. entry_engines - 1`` take arrivals; those after them only decode."""
