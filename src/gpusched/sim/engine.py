@@ -320,7 +320,7 @@ def schedule_whole(s, e):
 def chunk_steps(s, e, remaining, new, past):
     """Steps in which a prompt's chunks are all ``new`` tokens and nothing else changes."""
     engine = s.engines[e]
-    if new == remaining or engine.gate == GROUPED:
+    if new == remaining or engine.gate == GROUPED or engine.units > 1:
         return 1
     steps = (remaining - 1) // new
     if engine.decoding > 0:

@@ -22,6 +22,7 @@ from gpusched.sim.decoding import join_decoding, next_stopped, pause
 from gpusched.sim.engine import finish_leap, give_token, leave, schedule
 from gpusched.sim.heaps import pop_timed, push_timed, set_timer
 from gpusched.sim.lists import unlink_running
+from gpusched.sim.lockstep import count_idle_units, lock_step, shorten_group, wake_unit
 from gpusched.sim.state import (
     ABSENT,
     DECODE_TURN,
@@ -98,8 +99,13 @@ def fits(s, rules, e, r):
 def wake(s, e, now_s):
     """Let an idle engine look at its queue."""
     engine = s.engines[e]
-    if engine.steps == 0 and max(now_s, s.ready_s[e]) < s.timers_s[e]:
-        engine.end_s = max(now_s, s.ready_s[e])
+    if engine.steps > 0:
+        return
+    start_s = max(now_s, s.ready_s[e])
+    if engine.units > 1:
+        wake_unit(s, e, start_s)
+    elif start_s < s.timers_s[e]:
+        engine.end_s = start_s
         set_timer(s.timers_s, s.winners, e, engine.end_s)
 
 
@@ -112,7 +118,9 @@ def enqueue(s, e, r, now_s):
     request.state = WAITING
     enter_queue(s, e, r, now_s, False)
     joins = engine.open and (engine.order == FCFS or engine.waiting_head == r or engine.skip > 0)
-    if joins and engine.steps > 1:
+    if joins and engine.steps > 1 and engine.units > 1:
+        shorten_group(s, e, now_s)
+    elif joins and engine.steps > 1:
         wait_s = now_s - engine.start_s
         engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)
         engine.end_s = engine.start_s + leap_s(engine.first_s, engine.slope_s, engine.steps)
@@ -244,7 +252,24 @@ def receive(s, r, now_s):
 
 @kernel
 def end_leap(s, rules, e):
-    """Take an engine over the end of its leap and into the next one."""
+    """Take an engine, with all units that step with it, over the end of its leap and into the next
+    one."""
+    units = s.engines[e].units
+    if units > 1:
+        count_idle_units(s, e)
+    for u in range(e, e + units):
+        settle(s, rules, u)
+    for u in range(e, e + units):
+        schedule(s, u)
+    if units > 1:
+        lock_step(s, e)
+    else:
+        set_timer(s.timers_s, s.winners, e, s.engines[e].end_s)
+
+
+@kernel
+def settle(s, rules, e):
+    """Account for the leap that an engine ends: tokens given, requests that stop or move on."""
     engine = s.engines[e]
     now_s = engine.end_s
     if engine.steps > 0:
@@ -279,8 +304,6 @@ def end_leap(s, rules, e):
                         expect_resident(s, e, r, request.computed + 1, predicted_left(s, r))
                         join_decoding(s, e, r)
                 r = following
-    schedule(s, e)
-    set_timer(s.timers_s, s.winners, e, engine.end_s)
 
 
 @kernel
