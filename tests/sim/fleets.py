@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
+from gpusched.policies.batching.discipline import GROUPED, discipline
 from gpusched.sim.fleet import Fleet, KvLink, Pool
 from gpusched.sim.simulate import ClosedLoop
 from gpusched.timing.compiled import CompiledTiming
@@ -41,6 +42,7 @@ def timing(window: int = 0, *, scale: float = 1.0, max_tokens: int = 300) -> Com
     """A timing model with every term present and a convex token table."""
     n = np.arange(max_tokens + 1.0)
     b = np.arange(65.0)
+    group = np.arange(2 * max_tokens + 1.0)
     return CompiledTiming(
         tokens_s=scale * (6e-3 + 2.2e-5 * n + 1e-8 * n * n),
         decode_s=scale * (5e-3 + 1.3e-5 * np.ceil(b / 8) * 8),
@@ -52,6 +54,7 @@ def timing(window: int = 0, *, scale: float = 1.0, max_tokens: int = 300) -> Com
         prefill_fixed_s=scale * 4.3e-4,
         work_s=scale * 2.1e-9,
         window_work_s=scale * 1.3e-9 if window else 0.0,
+        experts_s=scale * (1e-3 * (group > 0) + 4e-6 * group),
     )
 
 
@@ -109,6 +112,7 @@ def pools(draw, role: str, index: int, window: int) -> Pool:
         "decode": ["vllm"],
     }
     batching = draw(st.sampled_from(allowed[role]))
+    grouped = discipline(batching).gate == GROUPED
     return Pool(
         name=f"{role}{index}",
         timing=timing(window, scale=draw(st.sampled_from([1.0, 0.7]))),
@@ -121,6 +125,7 @@ def pools(draw, role: str, index: int, window: int) -> Pool:
         max_num_batched_tokens=draw(st.sampled_from([64, 100, 256, 1000])),
         prefix_caching=draw(st.booleans()),
         pipeline_stages=stages,
+        data_parallel=1 if grouped else draw(st.sampled_from([1, 1, 1, 2, 4])),
         startup_s=draw(st.sampled_from([0.0, 0.0, 0.6])),
     )
 

@@ -40,6 +40,7 @@ from gpusched.sim.eviction import displace, evict
 from gpusched.sim.gaps import add_gap_run, add_gaps
 from gpusched.sim.heaps import pop, set_timer
 from gpusched.sim.lists import append_running, join_queue, pop_group, pop_waiting, unlink_running
+from gpusched.sim.lockstep import shorten_group
 from gpusched.sim.state import DONE, NONE, PREFILL, REQUEST_BITS
 from gpusched.sim.timing_kernels import (
     chunk_work,
@@ -466,6 +467,9 @@ def grow_to(s, e, steps):
 def cut_leap(s, e, now_s):
     """End the leap with the step under way."""
     engine = s.engines[e]
+    if engine.units > 1:
+        shorten_group(s, e, now_s)
+        return
     wait_s = now_s - engine.start_s
     engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)
     engine.end_s = engine.start_s + leap_s(engine.first_s, engine.slope_s, engine.steps)

@@ -13,6 +13,7 @@ from gpusched.sim.admission import enter_queue
 from gpusched.sim.blocks import blocks_for
 from gpusched.sim.engine import cut_leap
 from gpusched.sim.heaps import push_timed, set_timer
+from gpusched.sim.lockstep import wake_unit
 from gpusched.sim.state import (
     ABSENT,
     FAULT,
@@ -143,8 +144,13 @@ def fits(s, rules, e, r):
 def wake(s, e, now_s):
     """Let an idle engine look at its queue."""
     engine = s.engines[e]
-    if engine.steps == 0 and max(now_s, s.ready_s[e]) < s.timers_s[e]:
-        engine.end_s = max(now_s, s.ready_s[e])
+    if engine.steps > 0:
+        return
+    start_s = max(now_s, s.ready_s[e])
+    if engine.units > 1:
+        wake_unit(s, e, start_s)
+    elif start_s < s.timers_s[e]:
+        engine.end_s = start_s
         set_timer(s.timers_s, s.winners, e, engine.end_s)
 
 

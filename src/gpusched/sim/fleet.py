@@ -5,7 +5,7 @@ from typing import Literal
 
 from gpusched.errors import InputError
 from gpusched.policies.admission.policy import AdmissionPolicy, admission_policy
-from gpusched.policies.batching.discipline import CHUNKED, OPEN, STATIC, discipline
+from gpusched.policies.batching.discipline import CHUNKED, GROUPED, OPEN, STATIC, discipline
 from gpusched.policies.routing.policy import RoutingPolicy, routing_policy
 from gpusched.timing.compiled import CompiledTiming
 
@@ -21,12 +21,15 @@ class Pool:
     keeps each stage busy for at most one part in ``pipeline_stages`` of the time, lanes never wait
     for one another in the fluid limit, and ``timing`` gives the latency of a lane's iteration
     through all stages.
+
+    Under data-parallel attention a replica has ``data_parallel`` *units* that share the experts: each
+    has its own batch and KV cache, and their iterations start and end together. See ``lockstep``.
     """
 
     name: str
     timing: CompiledTiming
     kv_blocks: int
-    """KV blocks of one replica."""
+    """KV blocks of one replica, or of each of its data-parallel units."""
     replicas: int = 1
     role: Role = "mixed"
     batching: str = "vllm"
@@ -34,16 +37,21 @@ class Pool:
     block_tokens: int = 16
     """A power of two."""
     max_num_seqs: int = 256
+    """Of a replica or data-parallel unit, as are the tokens below."""
     max_num_batched_tokens: int = 2048
     prefix_caching: bool = True
     """Takes effect where the trace has block ids."""
     pipeline_stages: int = 1
+    data_parallel: int = 1
+    """Units of a replica that step together."""
     gpus_per_replica: int = 1
     startup_s: float = 0.0
     """No replica of the pool starts an iteration before this time."""
 
     def __post_init__(self) -> None:
-        for field in ("kv_blocks", "replicas", "max_num_seqs", "max_num_batched_tokens"):
+        for field in (
+            "kv_blocks", "replicas", "max_num_seqs", "max_num_batched_tokens", "data_parallel",
+        ):  # fmt: skip
             if getattr(self, field) < 1:
                 raise InputError(
                     f"pool {self.name}: {field} must be at least 1, got {getattr(self, field)}"
@@ -68,6 +76,11 @@ class Pool:
                 f"pool {self.name}: max_num_batched_tokens ({self.max_num_batched_tokens}) must be "
                 f"at least max_num_seqs ({self.max_num_seqs}); raise the one or lower the other"
             )
+        if self.data_parallel > 1 and chosen.gate == GROUPED:
+            raise InputError(
+                f"pool {self.name}: {self.batching} batching holds requests back by time and cannot "
+                "run on data-parallel units, which step together; choose a policy such as vllm or sjf"
+            )
         if self.pipeline_stages > min(self.max_num_seqs, self.kv_blocks):
             raise InputError(
                 f"pool {self.name}: {self.pipeline_stages} pipeline stages need as many sequences"
@@ -76,8 +89,8 @@ class Pool:
 
     @property
     def lanes(self) -> int:
-        """Independent batches in the pool."""
-        return self.replicas * self.pipeline_stages
+        """Batches in the pool: one for each micro-batch of each unit of each replica."""
+        return self.replicas * self.pipeline_stages * self.data_parallel
 
 
 @dataclass(frozen=True, slots=True)

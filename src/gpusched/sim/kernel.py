@@ -27,6 +27,7 @@ from gpusched.sim.entry import (
 )
 from gpusched.sim.heaps import pop_timed, set_timer
 from gpusched.sim.lists import unlink_running
+from gpusched.sim.lockstep import count_idle_units, lock_step
 from gpusched.sim.state import (
     DECODE_TURN,
     FAULT,
@@ -114,7 +115,24 @@ def receive(s, r, now_s):
 
 @kernel
 def end_leap(s, rules, e):
-    """Take an engine over the end of its leap and into the next one."""
+    """Take an engine, with all units that step with it, over the end of its leap and into the next
+    one."""
+    units = s.engines[e].units
+    if units > 1:
+        count_idle_units(s, e)
+    for u in range(e, e + units):
+        settle(s, rules, u)
+    for u in range(e, e + units):
+        schedule(s, u)
+    if units > 1:
+        lock_step(s, e)
+    else:
+        set_timer(s.timers_s, s.winners, e, s.engines[e].end_s)
+
+
+@kernel
+def settle(s, rules, e):
+    """Account for the leap that an engine ends: tokens given, requests that stop or move on."""
     engine = s.engines[e]
     now_s = engine.end_s
     if engine.steps > 0:
@@ -155,8 +173,6 @@ def end_leap(s, rules, e):
                             expect_resident(s, e, r, request.computed + 1, predicted_left(s, r))
                             join_decoding(s, e, r)
                 r = following
-    schedule(s, e)
-    set_timer(s.timers_s, s.winners, e, engine.end_s)
 
 
 @kernel

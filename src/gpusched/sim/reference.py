@@ -12,6 +12,7 @@ from math import ceil, floor, inf, log2, nan
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpusched.errors import InputError
 from gpusched.policies import views
@@ -85,7 +86,7 @@ class Request:
 
 @dataclass(eq=False)
 class Engine:
-    """One lane of one replica."""
+    """One lane of one replica, or of one of its data-parallel units."""
 
     pool: Pool
     pool_index: int
@@ -124,6 +125,7 @@ class Engine:
         count = len(self.groups.ends)
         self.held: list[list[Request]] = [[] for _ in range(count)]
         self.sizes = [0] * count
+        self.units = [self]
         self.nested = self.policy.name == "nested-wait"
         self.grouped = self.policy.gate == GROUPED
 
@@ -364,31 +366,33 @@ class Engine:
                 self.allocate(request, 1)
         return preempted
 
-    def schedule(self, now_s: float) -> None:
-        """Form the next iteration."""
+    def form_batch(self, now_s: float) -> None:
+        """Choose what enters the next iteration."""
         self.chunks = []
         prefilling = [r for r in self.running if r not in self.decodes]
         if self.policy.forming == CHUNKED:
-            active = self.schedule_chunked(prefilling, now_s)
+            self.active = self.schedule_chunked(prefilling, now_s)
         else:
-            active = self.schedule_whole(now_s)
-        self.busy = bool(active or self.chunks)
-        if self.busy:
-            duration = self.iteration_s(active)
-            self.iterations += 1
-            self.busy_s += duration
-            if self.chunks:
-                self.prefill_busy_s += duration
-            self.end_s = now_s + duration
-        else:
-            self.end_s = inf
-            if self.grouped:
-                held = [g for g in range(len(self.held)) if self.held[g]]
-                releases = [self.held_since(g) + self.groups.hold_s for g in held]
-                self.end_s = min([r for r in releases if r > now_s + TOLERANCE_S], default=inf)
-            if self.emptied:
-                self.end_s = now_s
-        self.active = active
+            self.active = self.schedule_whole(now_s)
+        self.busy = bool(self.active or self.chunks)
+
+    def run_batch(self, now_s: float, duration: float) -> None:
+        """Spend an iteration, or wait while other units do."""
+        self.end_s = now_s + duration
+        self.busy_s += duration
+        if self.chunks:
+            self.prefill_busy_s += duration
+        self.iterations += self.busy
+
+    def next_look_s(self, now_s: float) -> float:
+        """When an engine without a batch looks at its queue again by itself."""
+        if self.emptied:
+            return now_s
+        if not self.grouped:
+            return inf
+        held = [g for g in range(len(self.held)) if self.held[g]]
+        releases = [self.held_since(g) + self.groups.hold_s for g in held]
+        return min([r for r in releases if r > now_s + TOLERANCE_S], default=inf)
 
     def schedule_chunked(self, prefilling: list[Request], now_s: float) -> list[Request]:
         """Decodes first, then prompt tokens up to the budget."""
@@ -525,16 +529,46 @@ class Engine:
             work += past * new + new * (new + 1) / 2
             rising = min(max(timing.window - past, 0), new)
             narrow += past * rising + rising * (rising + 1) / 2 + (new - rising) * timing.window
-        table = timing.tokens_s
-        last = len(table) - 1
-        duration = table[min(tokens, last)]
-        if tokens > last:
-            duration += (tokens - last) * (table[last] - table[last - 1])
+        duration = continued(timing.tokens_s, tokens)
         duration += timing.logits_s[len(active) + finishing]
         if active:
             duration += timing.decode_fixed_s + context_s
         duration += timing.prefill_fixed_s + timing.work_s * work + timing.window_work_s * narrow
         return float(duration)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of the iteration."""
+        return len(self.active) + sum(new for _, _, new in self.chunks)
+
+    def experts_s(self, tokens: int) -> float:
+        """Duration of the experts' part for the tokens of all units."""
+        return continued(self.timing.experts_s, tokens) if len(self.units) > 1 else 0.0
+
+
+def continued(table: NDArray[np.float64], index: int) -> float:
+    """Entry of a table, which is continued by its last slope."""
+    last = len(table) - 1
+    return float(table[min(index, last)] + max(index - last, 0) * (table[last] - table[last - 1]))
+
+
+def schedule(units: list[Engine], now_s: float) -> None:
+    """Start the next iteration of an engine, or of units that step together.
+
+    Units wait for the slowest in what each computes alone; the experts serve all their tokens.
+    """
+    for unit in units:
+        unit.form_batch(now_s)
+    busy = [unit for unit in units if unit.busy]
+    if not busy:
+        end_s = min(unit.next_look_s(now_s) for unit in units)
+        for unit in units:
+            unit.end_s = end_s
+        return
+    alone = max(u.iteration_s(u.active) - u.experts_s(len(units) * u.batch_tokens) for u in busy)
+    duration = alone + units[0].experts_s(sum(unit.batch_tokens for unit in busy))
+    for unit in units:
+        unit.run_batch(now_s, duration)
 
 
 def random_u64(seed: int, index: int) -> int:
@@ -619,6 +653,12 @@ class Reference:
             )
             for index, pool in enumerate(lanes)
         ]
+        first = 0
+        while first < len(lanes):
+            units = self.engines[first : first + lanes[first].data_parallel]
+            for unit in units:
+                unit.units = units
+            first += len(units)
         self.entry = [e for e in self.engines if e.pool.role != "decode"]
         self.decode = [e for e in self.engines if e.pool.role == "decode"]
         self.routing, self.decode_routing, self.admission = fleet.policies
@@ -648,7 +688,9 @@ class Reference:
                 else:
                     self.arrive(request, pending_s)
             else:
-                self.end_iteration(engine)
+                for unit in engine.units:
+                    self.end_iteration(unit)
+                schedule(engine.units, engine.end_s)
         return self
 
     def route(self, request: Request, engines: list[Engine], tier: str, now_s: float) -> Engine:
@@ -803,8 +845,9 @@ class Reference:
 
     def wake(self, engine: Engine, now_s: float) -> None:
         """Let an idle engine look at its queue."""
-        if not engine.busy:
-            engine.end_s = min(engine.end_s, max(now_s, engine.pool.startup_s))
+        if not any(unit.busy for unit in engine.units):
+            for unit in engine.units:
+                unit.end_s = min(unit.end_s, max(now_s, unit.pool.startup_s))
 
     def next_user(self, now_s: float) -> None:
         """In a closed loop, let the next row arrive."""
@@ -838,7 +881,7 @@ class Reference:
         engine.output_tokens += 1
 
     def end_iteration(self, engine: Engine) -> None:
-        """Take an engine from one iteration to the next."""
+        """Account for the iteration that an engine ends."""
         now_s = engine.end_s
         if engine.busy:
             finished, paused = [], []
@@ -871,7 +914,6 @@ class Reference:
                     base = request.computed + 1 - engine.iterations
                     request.plan = (engine.iterations + left - 1, base)
                     engine.decodes.append(request)
-        engine.schedule(now_s)
 
     def decode_engine(self, engine: Engine, request: Request, now_s: float) -> Engine | None:
         """Choose a decode engine for a computed prompt; None if it stays where it is."""

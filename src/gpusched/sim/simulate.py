@@ -21,7 +21,7 @@ from gpusched.sim import kernel, state
 from gpusched.sim.fleet import Fleet, Pool
 from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
 from gpusched.sim.grouping import groups_for
-from gpusched.sim.result import PoolUse, SimulationResult
+from gpusched.sim.result import Floats, PoolUse, SimulationResult
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Trace
 
@@ -199,11 +199,13 @@ def build(
     engines = np.zeros(len(lanes), state.ENGINE)
     timings: dict[int, int] = {}
     compiled: list[CompiledTiming] = []
-    for engine, pool in zip(engines, lanes, strict=True):
+    for index, (engine, pool) in enumerate(zip(engines, lanes, strict=True)):
         if id(pool.timing) not in timings:
             timings[id(pool.timing)] = len(compiled)
             compiled.append(pool.timing)
         engine["pool"] = fleet.pools.index(pool)
+        engine["units"] = pool.data_parallel
+        engine["unit"] = (index - first_of[id(pool)]) % pool.data_parallel
         engine["timing"] = timings[id(pool.timing)]
         engine["role"] = ROLES[pool.role]
         engine["kv_blocks"] = engine["free"] = pool.kv_blocks // pool.pipeline_stages
@@ -211,7 +213,7 @@ def build(
         engine["max_seqs"] = max(pool.max_num_seqs // pool.pipeline_stages, 1)
         engine["max_batched_tokens"] = pool.max_num_batched_tokens
         set_discipline(engine, disciplines[id(pool)])
-        engine["stepwise"] = disaggregated and pool.role == "mixed"
+        engine["stepwise"] = pool.data_parallel > 1 or (disaggregated and pool.role == "mixed")
         if prefix is not None and pool.prefix_caching and pool.role != "decode":
             if prefix.block_tokens % pool.block_tokens:
                 raise InputError(
@@ -244,7 +246,7 @@ def build(
     seats = int(engines["max_seqs"].max())
     windowed = any(timing.window > 0 for timing in compiled)
     block_tokens = max(pool.block_tokens for pool in fleet.pools)
-    scalars, tokens_s, decode_s, logits_s = stack_timings(compiled, seats)
+    scalars, tokens_s, decode_s, logits_s, experts_s = stack_timings(compiled, seats)
     cache = np.zeros((len(lanes), max(n_blocks if caching else 0, 1)), state.CACHED_BLOCK)
     cache["holders"] = -1
     entry_engines = sum(pool.role != "decode" for pool in lanes)
@@ -289,6 +291,7 @@ def build(
         tokens_s=tokens_s,
         decode_s=decode_s,
         logits_s=logits_s,
+        experts_s=experts_s,
         gap_counts=np.zeros(BINS, np.int64),
         gap_totals=np.zeros(1, GAP_TOTALS),
         kv_series=np.zeros((len(fleet.pools), SERIES_BINS)),
@@ -418,14 +421,15 @@ def session_followers(
 
 def stack_timings(
     timings: list[CompiledTiming], seats: int
-) -> tuple[NDArray[np.void], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.void], Floats, Floats, Floats, Floats]:
     """Lay the timing models' scalars and tables side by side, one row a model."""
     scalars = np.zeros(len(timings), state.TIMING_SCALARS)
     for row, timing in zip(scalars, timings, strict=True):
         for field in state.TIMING_SCALARS.names or ():
-            if field != "max_tokens":
+            if field not in ("max_tokens", "max_group_tokens"):
                 row[field] = getattr(timing, field)
         row["max_tokens"] = len(timing.tokens_s) - 1
+        row["max_group_tokens"] = len(timing.experts_s) - 1
         if min(len(timing.decode_s), len(timing.logits_s)) <= seats:
             raise InputError(
                 f"the timing model covers {len(timing.decode_s) - 1} sequences, "
@@ -434,11 +438,13 @@ def stack_timings(
     tokens_s = np.zeros((len(timings), max(len(timing.tokens_s) for timing in timings)))
     decode_s = np.zeros((len(timings), seats + 1))
     logits_s = np.zeros((len(timings), seats + 1))
+    experts_s = np.zeros((len(timings), max(len(timing.experts_s) for timing in timings)))
     for i, timing in enumerate(timings):
+        experts_s[i, : len(timing.experts_s)] = timing.experts_s
         tokens_s[i, : len(timing.tokens_s)] = timing.tokens_s
         decode_s[i] = timing.decode_s[: seats + 1]
         logits_s[i] = timing.logits_s[: seats + 1]
-    return scalars, tokens_s, decode_s, logits_s
+    return scalars, tokens_s, decode_s, logits_s, experts_s
 
 
 def collect(
@@ -456,6 +462,7 @@ def collect(
     uses = []
     for pool, first in zip(fleet.pools, firsts, strict=True):
         own = engines[first : first + pool.lanes]
+        share = pool.replicas / pool.lanes
         uses.append(
             PoolUse(
                 name=pool.name,
@@ -463,8 +470,8 @@ def collect(
                 replicas=pool.replicas,
                 gpus=pool.replicas * pool.gpus_per_replica,
                 iterations=int(own["iterations"].sum()),
-                busy_s=float(own["busy_s"].sum()) / pool.pipeline_stages,
-                prefill_busy_s=float(own["prefill_busy_s"].sum()) / pool.pipeline_stages,
+                busy_s=float(own["busy_s"].sum()) * share,
+                prefill_busy_s=float(own["prefill_busy_s"].sum()) * share,
                 prompt_tokens=int(own["prompt_tokens"].sum()),
                 output_tokens=int(own["output_tokens"].sum()),
                 kv_peak=float((own["peak_blocks"] / own["kv_blocks"]).max()),
@@ -475,13 +482,15 @@ def collect(
     width_s = float(s.series_width_s[0])
     bins = max(min(int(np.ceil(makespan_s / width_s)), SERIES_BINS), 1)
     edges = np.minimum(np.arange(bins + 1) * width_s, max(makespan_s, 1e-9))
-    capacity = np.array([pool.replicas * pool.kv_blocks for pool in fleet.pools], np.float64)
+    capacity = np.array(
+        [pool.replicas * pool.data_parallel * pool.kv_blocks for pool in fleet.pools], np.float64
+    )
     kv_use = s.kv_series[:, :bins] / (capacity[:, None] * np.maximum(np.diff(edges), 1e-12))
     replica_of = np.zeros(len(engines), np.int32)
     base = 0
     for pool, first in zip(fleet.pools, firsts, strict=True):
-        lanes = np.arange(pool.lanes) // pool.pipeline_stages
-        replica_of[first : first + pool.lanes] = base + lanes
+        lanes = np.arange(pool.lanes)
+        replica_of[first : first + pool.lanes] = base + lanes * pool.replicas // pool.lanes
         base += pool.replicas
     return SimulationResult(
         arrival_s=requests["arrival_s"].copy(),

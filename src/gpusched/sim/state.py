@@ -1,6 +1,7 @@
 """Records the kernels work on: one a request, one an engine, one a cached prefix block.
 
-An *engine* is one lane of one replica: a batch of its own with KV blocks of its own.
+An *engine* is one lane of one replica: a batch of its own with KV blocks of its own. Under
+data-parallel attention each unit is one, and those that step together follow one another.
 """
 
 from typing import Any, NamedTuple
@@ -68,6 +69,8 @@ ENGINE = np.dtype(
     [
         # settings
         ("pool", "i8"),
+        ("units", "i8"),  # engines that step together, this one included
+        ("unit", "i8"),  # which of them it is
         ("timing", "i8"),
         ("role", "i8"),
         ("stepwise", "b1"),  # no leap over several chunks of a prompt
@@ -162,6 +165,7 @@ TIMING_SCALARS = np.dtype(
         ("window_work_s", "f8"),
         ("window", "i8"),
         ("max_tokens", "i8"),
+        ("max_group_tokens", "i8"),
     ]
 )
 
@@ -205,6 +209,7 @@ class State(NamedTuple):
     tokens_s: NDArray[np.float64]
     decode_s: NDArray[np.float64]
     logits_s: NDArray[np.float64]
+    experts_s: NDArray[np.float64]
     """Timing tables, one row a timing."""
     gap_counts: NDArray[np.int64]
     gap_totals: NDArray[np.void]
