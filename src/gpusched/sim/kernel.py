@@ -39,7 +39,8 @@ from gpusched.sim.state import (
 )
 from gpusched.sim.timing_kernels import leap_s, steps_until
 
-UNDER_WAY, FINISHED, STALLED, FAULTED = range(4)
+UNDER_WAY, FINISHED, STALLED, FAULTED, DUE = range(5)
+"""Where a run stands. ``DUE``: the next event is later than the time asked for."""
 
 
 @kernel
@@ -113,13 +114,20 @@ def enqueue(s, e, r, now_s):
     enter_queue(s, e, r, now_s, False)
     joins = engine.open and (engine.order == FCFS or engine.waiting_head == r or engine.skip > 0)
     if joins and engine.steps > 1:
-        wait_s = now_s - engine.start_s
-        engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)
-        engine.end_s = engine.start_s + leap_s(engine.first_s, engine.slope_s, engine.steps)
-        engine.open = False
-        set_timer(s.timers_s, s.winners, e, engine.end_s)
+        shorten_leap(s, e, now_s)
     else:
         wake(s, e, now_s)
+
+
+@kernel
+def shorten_leap(s, e, now_s):
+    """Let a leap end with the step under way."""
+    engine = s.engines[e]
+    wait_s = now_s - engine.start_s
+    engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)
+    engine.end_s = engine.start_s + leap_s(engine.first_s, engine.slope_s, engine.steps)
+    engine.open = False
+    set_timer(s.timers_s, s.winners, e, engine.end_s)
 
 
 @kernel
@@ -307,8 +315,19 @@ def record_kv(s, e):
 
 
 @entry_kernel
-def run(s, rules, max_events):
-    """Process up to ``max_events`` events and return where the run stands."""
+def regroup(s, first, last, now_s):
+    """Let engines ``first .. last - 1`` look at their queues by new groups as soon as they can."""
+    for e in range(first, last):
+        if s.engines[e].steps > 1:
+            shorten_leap(s, e, now_s)
+        else:
+            wake(s, e, now_s)
+
+
+@entry_kernel
+def run(s, rules, max_events, until_s):
+    """Process up to ``max_events`` events, none later than ``until_s``, and return where the run
+    stands."""
     for _ in range(max_events):
         if s.counters[FAULT] > 0:
             return FAULTED
@@ -319,6 +338,8 @@ def run(s, rules, max_events):
         row = len(s.requests) if rules.closed_loop else next_row(s)
         arrival_s = s.requests[row].arrival_s if row < len(s.requests) else math.inf
         pending_s = s.pending_s[0] if s.counters[PENDING] > 0 else math.inf
+        if until_s < min(arrival_s, pending_s, end_s) < math.inf:
+            return DUE
         if arrival_s <= pending_s and arrival_s <= end_s:
             if arrival_s == math.inf:
                 return STALLED

@@ -26,11 +26,12 @@ from gpusched.policies.batching.discipline import (
     Discipline,
     discipline,
 )
+from gpusched.policies.batching.estimation import GroupEstimator, Groups
 from gpusched.policies.batching.groups import TOLERANCE_S
 from gpusched.policies.batching.order import FCFS, LEVELS, PRIORITY, SHORTEST, VOLUME
 from gpusched.policies.routing import AFFINITY_FACTOR, AFFINITY_SLACK_REQUESTS
 from gpusched.sim.fleet import Fleet, Pool
-from gpusched.sim.grouping import Groups, groups_for
+from gpusched.sim.grouping import estimator_for, groups_for, learns
 from gpusched.sim.simulate import ClosedLoop, predictions
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Trace
@@ -541,6 +542,19 @@ def random_u64(seed: int, index: int) -> int:
     return z ^ (z >> 31)
 
 
+@dataclass(eq=False)
+class Learner:
+    """What sets the groups of a pool."""
+
+    estimator: GroupEstimator
+    pool_index: int
+    period_s: float
+    due_s: float
+    requests: list[Request] = field(default_factory=list)
+    """Arrivals so far; their place is their number."""
+    periods: int = 1
+
+
 class Reference:
     """A simulation, one iteration at a time."""
 
@@ -610,6 +624,12 @@ class Reference:
         self.owner: dict[int, Engine] = {}
         self.gaps: list[float] = []
         self.remaining = len(self.requests)
+        self.learners = [
+            Learner(estimator_for(pool, chosen), index, chosen.reestimate_s, chosen.reestimate_s)
+            for index, pool in enumerate(fleet.pools)
+            if learns(chosen := discipline(pool.batching))
+        ]
+        self.untold: list[Request] = []
 
     def run(self) -> "Reference":
         """Run to the end."""
@@ -620,7 +640,10 @@ class Reference:
             engine = min(self.engines, key=lambda e: e.end_s)
             row_s = self.rows[0][0] if self.rows and self.closed_loop is None else inf
             pending_s = self.pending[0][0] if self.pending else inf
-            if row_s <= pending_s and row_s <= engine.end_s:
+            due_s = min((learner.due_s for learner in self.learners), default=inf)
+            if due_s < min(row_s, pending_s, engine.end_s):
+                self.learn(due_s)
+            elif row_s <= pending_s and row_s <= engine.end_s:
                 self.arrive(self.rows.popleft()[1], row_s)
             elif pending_s <= engine.end_s:
                 request = self.requests[self.pending.pop(0)[1]]
@@ -631,6 +654,34 @@ class Reference:
             else:
                 self.end_iteration(engine)
         return self
+
+    def learn(self, now_s: float) -> None:
+        """Tell estimators what is known by now, and take the groups of those that are due."""
+        arrived = sorted(self.untold, key=lambda r: (r.arrival_s, r.index))
+        self.untold = []
+        for learner in self.learners:
+            own = [r for r in arrived if r.engine and r.engine.pool_index == learner.pool_index]
+            learner.requests += own
+            estimator = learner.estimator
+            estimator.observe_arrival(
+                [r.arrival_s for r in own], [r.prompt for r in own], [r.predicted for r in own]
+            )
+            if learner.due_s > now_s:
+                continue
+            learner.periods += 1
+            learner.due_s = learner.periods * learner.period_s
+            for number in estimator.numbers:
+                request = learner.requests[number]
+                if request.produced == request.output:
+                    estimator.observe_end(number, request.produced)
+                else:
+                    estimator.censor(number, request.produced)
+            before = estimator.groups
+            if estimator.thresholds(now_s) is not before:
+                for engine in self.engines:
+                    if engine.pool_index == learner.pool_index:
+                        engine.groups = estimator.groups
+                        self.wake(engine, now_s)
 
     def route(self, request: Request, engines: list[Engine], tier: str, now_s: float) -> Engine:
         """Choose an engine as the fleet's routing policy does."""
@@ -715,6 +766,8 @@ class Reference:
 
     def enqueue(self, engine: Engine, request: Request, now_s: float) -> None:
         """Queue a request; an idle engine wakes."""
+        if request.engine is None:
+            self.untold.append(request)
         request.engine = engine
         engine.enter_queue(request, front=False)
         self.wake(engine, now_s)
