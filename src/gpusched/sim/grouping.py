@@ -24,7 +24,7 @@ def groups_for(
     """
     if chosen.gate != GROUPED:
         one = np.ones(1, np.int64)
-        return Groups(one, one, one, 0.0)
+        return Groups(one, one, one, seats(pool), 0.0)
     if learns(chosen):
         return estimator_for(pool, chosen).groups
     prompt, steps = lengths_of(trace.prompt_tokens, trace.output_tokens)
@@ -39,7 +39,8 @@ def groups_for(
         group = np.searchsorted(ends, key)
     rates = rate_rps * np.bincount(group) / len(group)
     load = Load(rates, ends, prompt, steps + 1.0, np.ones(len(steps)), group)
-    return groups_of(chosen, load, EngineTime(pool.timing), kv_tokens(pool), pool.timing.window)
+    found = groups_of(chosen, load, EngineTime(pool.timing), kv_tokens(pool), pool.timing.window)
+    return found._replace(seats=min(found.seats, seats(pool)))
 
 
 def learns(chosen: Discipline) -> bool:
@@ -53,10 +54,15 @@ def estimator_for(pool: Pool, chosen: Discipline) -> GroupEstimator:
         chosen,
         EngineTime(pool.timing),
         kv_tokens(pool),
-        seats=max(pool.max_num_seqs // pool.pipeline_stages, 1),
+        seats=seats(pool),
         engines=pool.lanes,
         window=pool.timing.window,
     )
+
+
+def seats(pool: Pool) -> int:
+    """Sequences of one of a pool's engines."""
+    return max(pool.max_num_seqs // pool.pipeline_stages, 1)
 
 
 def kv_tokens(pool: Pool) -> float:

@@ -116,6 +116,7 @@ def set_groups(s: state.State, first: int, last: int, groups: Groups) -> None:
     count = len(groups.ends)
     s.engines["groups"][first:last] = count
     s.engines["hold_s"][first:last] = groups.hold_s
+    s.engines["max_seqs"][first:last] = groups.seats
     s.group_ends[first:last, :count] = groups.ends
     s.group_thresholds[first:last, :count] = groups.thresholds
     s.group_caps[first:last, :count] = groups.caps

@@ -118,6 +118,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         count = len(self.groups.ends)
+        self.max_seqs = self.groups.seats
         self.held: list[list[Request]] = [[] for _ in range(count)]
         self.sizes = [0] * count
         self.nested = self.policy.name == "nested-wait"
@@ -681,6 +682,7 @@ class Reference:
                 for engine in self.engines:
                     if engine.pool_index == learner.pool_index:
                         engine.groups = estimator.groups
+                        engine.max_seqs = estimator.groups.seats
                         self.wake(engine, now_s)
 
     def route(self, request: Request, engines: list[Engine], tier: str, now_s: float) -> Engine:

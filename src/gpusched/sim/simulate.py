@@ -227,6 +227,7 @@ def build(
         group = groups[id(pool)]
         count = len(group.ends)
         engines["groups"][e], engines["hold_s"][e] = count, group.hold_s
+        engines["max_seqs"][e] = group.seats
         group_ends[e, :count] = group.ends
         group_thresholds[e, :count] = group.thresholds
         group_caps[e, :count] = group.caps

@@ -21,11 +21,9 @@ from gpusched.policies.batching.equilibrium import (
 )
 from gpusched.policies.batching.thresholds import (
     ENDLESS,
-    Thresholds,
     check_nested,
     check_wait,
     nested_thresholds,
-    segment_memory_tokens,
     survival_into,
     wait_thresholds,
 )
@@ -59,6 +57,9 @@ class Groups(NamedTuple):
     """Largest output length, or output tokens given at the end."""
     thresholds: Ints
     caps: Ints
+    """Running requests of a group at most, paused ones aside."""
+    seats: int
+    """Requests that hold KV cache at most, paused ones included."""
     hold_s: float
     note: str = ""
     """What was assumed where the load is unstable."""
@@ -115,14 +116,9 @@ def groups_of(
         )  # fmt: skip
     else:
         found = wait_thresholds(types, time, kv_tokens, slack=chosen.slack)
-    return _settings(chosen, found, note)
-
-
-def _settings(chosen: Discipline, found: Thresholds, note: str = "") -> Groups:
-    caps = found.caps
-    if chosen.cap:
-        caps = np.maximum(caps * chosen.cap // max(int(caps.sum()), 1), 1)
-    return Groups(found.ends, found.starts, caps, chosen.hold_s or found.hold_s, note)
+    seats = chosen.cap or found.residents
+    caps = np.full(len(found.ends), seats, np.int64)
+    return Groups(found.ends, found.starts, caps, seats, chosen.hold_s or found.hold_s, note)
 
 
 def _given(
@@ -143,17 +139,15 @@ def _given(
         rate_rps = float(load.rate_rps.sum())
         wrong = check_nested(n, survival, rate_rps, prompt, ends, time, kv_tokens)
         stages = ends + 1 - before
-        memory = segment_memory_tokens(n, prompt, ends)
     else:
         wrong = check_wait(types, time, kv_tokens, n)
         stages = ends + 1
-        memory = float(n @ types.lifetime_tokens)
     if wrong:
         raise InputError(f"batching policy {chosen}: {'; '.join(wrong)}")
-    iteration_s = time(types.batch(n[: len(types.rate_rps)]))
-    caps = n.astype(np.int64) * stages
+    starts = n.astype(np.int64)
+    hold_s = chosen.hold_s or 2.0 * time(types.batch(n[: len(types.rate_rps)]))
     last = np.append(ends[:-1] + 1, ENDLESS)
-    return _settings(chosen, Thresholds(last, n, caps, iteration_s, memory, 2.0 * iteration_s))
+    return Groups(last, starts, starts * stages, chosen.cap or int(kv_tokens), hold_s)
 
 
 def prior_ends(groups: int) -> Ints:
@@ -186,6 +180,7 @@ class GroupEstimator:
         self.chosen = chosen
         self.time = time
         self.kv_tokens = kv_tokens
+        self.seats = seats
         self.engines = engines
         self.window = window
         self.start_s = start_s
@@ -193,7 +188,7 @@ class GroupEstimator:
         self.arrived = 0
         ends = prior_ends(chosen.segments)
         free = np.full(len(ends), seats, np.int64)
-        self.groups = Groups(ends, free, free, 0.0)
+        self.groups = Groups(ends, free, free, seats, 0.0)
         self.nested = chosen.name == "nested-wait"
         self._counts = np.zeros(1 if self.nested else len(ends))
         self._learned = False
@@ -287,7 +282,7 @@ class GroupEstimator:
         if load is None:
             return self.groups
         found = groups_of(self.chosen, load, self.time, self.kv_tokens, self.window)
-        found = found._replace(note="")
+        found = found._replace(seats=min(found.seats, self.seats), note="")
         if not self._learned or _differ(found, self.groups):
             self.groups = found
             self._learned = True
@@ -295,6 +290,7 @@ class GroupEstimator:
 
 
 def _differ(found: Groups, current: Groups) -> bool:
-    new = np.concatenate((found.thresholds, found.caps, [found.hold_s]))
-    old = np.concatenate((current.thresholds, current.caps, [current.hold_s]))
+    new, old = (
+        np.concatenate((g.thresholds, g.caps, [g.seats, g.hold_s])) for g in (found, current)
+    )
     return bool((np.abs(new - old) > HYSTERESIS * old).any())

@@ -29,7 +29,6 @@ Ints = NDArray[np.int64]
 
 ETA = 0.05
 """Added to survival probabilities, so that each segment drains faster than it fills."""
-LARGEST_RATIO = 0.99
 SAFETY = 2.33
 """Standard deviations of memory that caps leave free: one per cent of the time it is exceeded."""
 ENDLESS = int(np.iinfo(np.int32).max)
@@ -37,14 +36,18 @@ ENDLESS = int(np.iinfo(np.int32).max)
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Groups of an engine, one entry an array each."""
+    """Groups of an engine, one entry an array each.
+
+    Memory is kept by ``residents`` alone: a cap on a group would not free what its paused requests
+    hold, and would split seats that others could use.
+    """
 
     ends: Ints
     """Largest output length of each group, or output tokens given at its end; the last is endless."""
     per_stage: Floats
     """Requests at each stage of a group in one iteration: the paper's n."""
-    caps: Ints
-    """Requests of a group that run at once, at most."""
+    residents: int
+    """Requests that may hold KV cache at once, paused ones included."""
     iteration_s: float
     """Iteration with every group at its threshold."""
     memory_tokens: float
@@ -124,7 +127,7 @@ def wait_thresholds(
     return Thresholds(
         ends=np.append(types.last_step[:-1] + 1, ENDLESS),
         per_stage=per_stage,
-        caps=running_caps(types, kv_tokens),
+        residents=most_residents(types, kv_tokens),
         iteration_s=iteration_s,
         memory_tokens=memory,
         hold_s=2.0 * iteration_s,
@@ -189,31 +192,17 @@ def _excess(memory_tokens: float, kv_tokens: float) -> list[str]:
     ]
 
 
-def running_caps(types: RequestTypes, kv_tokens: float) -> Ints:
-    """Return how many requests of each type may run, in proportion to their presence, so that their
-    memory stays within the capacity but for one per cent of the time.
-
-    A type that is never present may run as many as all together.
-    """
+def most_residents(types: RequestTypes, kv_tokens: float) -> int:
+    """Return how many requests of this mix may hold KV cache at once, so that they exceed the
+    capacity one per cent of the time: ``N mean + SAFETY sqrt(N variance) = kv_tokens``."""
     presence = types.rate_rps * (types.decode_steps + 1.0)
     share = presence / presence.sum()
     resident = types.lifetime_tokens / (types.decode_steps + 1.0)
     mean = float(share @ resident)
-    second = float(share @ (types.variance + resident**2))
-    return shares_of(most_residents(mean, second - mean**2, kv_tokens), share)
-
-
-def shares_of(total: float, share: Floats) -> Ints:
-    """Return whole parts of a total, at least one each; all of it where the share is zero."""
-    parts = np.where(share > 0.0, share, 1.0) * total
-    return np.maximum(np.floor(parts + 1e-9), 1.0).astype(np.int64)
-
-
-def most_residents(mean: float, variance: float, kv_tokens: float) -> float:
-    """Return the largest ``N`` with ``N mean + SAFETY sqrt(N variance) <= kv_tokens``."""
+    variance = float(share @ (types.variance + resident**2)) - mean**2
     spread = SAFETY * math.sqrt(max(variance, 0.0))
     root = (-spread + math.sqrt(spread**2 + 4.0 * mean * kv_tokens)) / (2.0 * mean)
-    return root**2
+    return max(int(root**2 + 1e-9), 1)
 
 
 def segment_memory_tokens(n: Floats, prompt_tokens: float, decode_ends: Ints) -> float:
@@ -311,8 +300,9 @@ def nested_thresholds(
 
     Segments end at quantiles of the output length, or at ``decode_ends``. Their survival is that of
     the sample, whose requests count by ``weight``; each threshold exceeds what survives by ``ETA``,
-    and the first takes in what arrives in an iteration with ``slack`` to spare. The iteration is
-    that of the fluid equilibrium, in which requests leave within segments too.
+    up to the one before, and the first takes in what arrives in an iteration with ``slack`` to
+    spare. The iteration is that of the fluid equilibrium, in which requests leave within segments
+    too.
 
     Raises:
         InfeasibleError: the load is outside the stability region.
@@ -326,22 +316,17 @@ def nested_thresholds(
     )
     balance = equilibrium(types, time, kv_tokens)
     balance.require_stable(rate_rps)
-    ratios = np.minimum(survival_into(steps, ends, weight) + ETA, LARGEST_RATIO)
+    ratios = np.minimum(survival_into(steps, ends, weight) + ETA, 1.0)
     ratios[0] = 1.0
     span_s = threshold_span_s(types, time, slack_for(balance.load, slack))
     if span_s * rate_rps * float(types.lifetime_tokens[0]) > kv_tokens:
         span_s = balance.iteration_s
     n = np.asarray(rate_rps * span_s * np.cumprod(ratios), np.float64)
     iteration_s = time(types.batch(types.rate_rps * span_s))
-    first = np.append(0, ends[:-1] + 1)
-    stages = np.array(
-        [weight @ np.clip(steps + 1.0 - a, 0.0, b + 1.0 - a) for a, b in zip(first, ends, strict=True)]
-    )
-    residents = float(running_caps(types, kv_tokens)[0])
     return Thresholds(
         ends=np.append(ends[:-1] + 1, ENDLESS),
         per_stage=n,
-        caps=shares_of(residents, stages / stages.sum()),
+        residents=most_residents(types, kv_tokens),
         iteration_s=iteration_s,
         memory_tokens=segment_memory_tokens(n, float(np.average(prompt, weights=weight)), ends),
         hold_s=2.0 * iteration_s,
