@@ -29,11 +29,13 @@ DISCIPLINES = [
     "a-min+predictor=noisy:0.5",
     "greedy",
     "greedy-clearing",
-    "wait+predictor=noisy:0.5",
-    "wait+predictor=noisy:0.5+start=strict",
-    "nested-wait",
-    "nested-wait+segments=8+start=strict",
-    "nested-wait+cap=6+hold_s=0.5",
+    "wait+predictor=noisy:0.5+reestimate_s=0",
+    "wait+predictor=noisy:0.5+start=strict+reestimate_s=0",
+    "wait+predictor=noisy:0.5+segments=6+reestimate_s=0.4",
+    "nested-wait+reestimate_s=0",
+    "nested-wait+segments=8+start=strict+reestimate_s=0",
+    "nested-wait+cap=6+hold_s=0.5+reestimate_s=0",
+    "nested-wait+segments=8+reestimate_s=0.3",
 ]
 """Every batching discipline but the plain ones, each with a length predictor of one kind."""
 

@@ -42,7 +42,8 @@ from gpusched.sim.state import (
     TRANSFER,
 )
 
-UNDER_WAY, FINISHED, STALLED, FAULTED = range(4)
+UNDER_WAY, FINISHED, STALLED, FAULTED, DUE = range(5)
+"""Where a run stands. ``DUE``: the next event is later than the time asked for."""
 
 
 @kernel
@@ -199,8 +200,19 @@ def record_kv(s, e):
 
 
 @entry_kernel
-def run(s, rules, max_events):
-    """Process up to ``max_events`` events and return where the run stands."""
+def regroup(s, first, last, now_s):
+    """Let engines ``first .. last - 1`` look at their queues by new groups as soon as they can."""
+    for e in range(first, last):
+        if s.engines[e].steps > 1:
+            cut_leap(s, e, now_s)
+        else:
+            wake(s, e, now_s)
+
+
+@entry_kernel
+def run(s, rules, max_events, until_s):
+    """Process up to ``max_events`` events, none later than ``until_s``, and return where the run
+    stands."""
     for _ in range(max_events):
         if s.counters[FAULT] > 0:
             return FAULTED
@@ -211,6 +223,8 @@ def run(s, rules, max_events):
         row = len(s.requests) if rules.closed_loop else next_row(s)
         arrival_s = s.requests[row].arrival_s if row < len(s.requests) else math.inf
         pending_s = s.pending_s[0] if s.counters[PENDING] > 0 else math.inf
+        if until_s < min(arrival_s, pending_s, end_s) < math.inf:
+            return DUE
         if arrival_s <= pending_s and arrival_s <= end_s:
             if arrival_s == math.inf:
                 return STALLED

@@ -29,12 +29,13 @@ from gpusched.policies.batching.discipline import (
     Discipline,
     discipline,
 )
+from gpusched.policies.batching.estimation import GroupEstimator, Groups
 from gpusched.policies.batching.groups import TOLERANCE_S
 from gpusched.policies.batching.order import FCFS, LEVELS, PRIORITY, SHORTEST, VOLUME
 from gpusched.policies.custom import Compiled
 from gpusched.policies.routing.policy import RoutingPolicy
 from gpusched.sim.fleet import Fleet, Pool
-from gpusched.sim.grouping import Groups, groups_for
+from gpusched.sim.grouping import estimator_for, groups_for, learns
 from gpusched.sim.simulate import ClosedLoop, predictions
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Trace
@@ -123,6 +124,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         count = len(self.groups.ends)
+        self.max_seqs = self.groups.seats
         self.held: list[list[Request]] = [[] for _ in range(count)]
         self.sizes = [0] * count
         self.units = [self]
@@ -587,6 +589,19 @@ def seen_request(request: Request) -> views.Request:
     )
 
 
+@dataclass(eq=False)
+class Learner:
+    """What sets the groups of a pool."""
+
+    estimator: GroupEstimator
+    pool_index: int
+    period_s: float
+    due_s: float
+    requests: list[Request] = field(default_factory=list)
+    """Arrivals so far; their place is their number."""
+    periods: int = 1
+
+
 class Reference:
     """A simulation, one iteration at a time."""
 
@@ -667,6 +682,12 @@ class Reference:
         self.session_owner: dict[int, Engine] = {}
         self.gaps: list[float] = []
         self.remaining = len(self.requests)
+        self.learners = [
+            Learner(estimator_for(pool, chosen), index, chosen.reestimate_s, chosen.reestimate_s)
+            for index, pool in enumerate(fleet.pools)
+            if learns(chosen := discipline(pool.batching))
+        ]
+        self.untold: list[Request] = []
 
     def run(self) -> "Reference":
         """Run to the end."""
@@ -677,7 +698,10 @@ class Reference:
             engine = min(self.engines, key=lambda e: e.end_s)
             row_s = self.rows[0][0] if self.rows and self.closed_loop is None else inf
             pending_s = self.pending[0][0] if self.pending else inf
-            if row_s <= pending_s and row_s <= engine.end_s:
+            due_s = min((learner.due_s for learner in self.learners), default=inf)
+            if due_s < min(row_s, pending_s, engine.end_s):
+                self.learn(due_s)
+            elif row_s <= pending_s and row_s <= engine.end_s:
                 self.arrive(self.rows.popleft()[1], row_s)
             elif pending_s <= engine.end_s:
                 request = self.requests[self.pending.pop(0)[1]]
@@ -692,6 +716,35 @@ class Reference:
                     self.end_iteration(unit)
                 schedule(engine.units, engine.end_s)
         return self
+
+    def learn(self, now_s: float) -> None:
+        """Tell estimators what is known by now, and take the groups of those that are due."""
+        arrived = sorted(self.untold, key=lambda r: (r.arrival_s, r.index))
+        self.untold = []
+        for learner in self.learners:
+            own = [r for r in arrived if r.engine and r.engine.pool_index == learner.pool_index]
+            learner.requests += own
+            estimator = learner.estimator
+            estimator.observe_arrival(
+                [r.arrival_s for r in own], [r.prompt for r in own], [r.predicted for r in own]
+            )
+            if learner.due_s > now_s:
+                continue
+            learner.periods += 1
+            learner.due_s = learner.periods * learner.period_s
+            for number in estimator.numbers:
+                request = learner.requests[number]
+                if request.produced == request.output:
+                    estimator.observe_end(number, request.produced)
+                else:
+                    estimator.censor(number, request.produced)
+            before = estimator.groups
+            if estimator.thresholds(now_s) is not before:
+                for engine in self.engines:
+                    if engine.pool_index == learner.pool_index:
+                        engine.groups = estimator.groups
+                        engine.max_seqs = estimator.groups.seats
+                        self.wake(engine, now_s)
 
     def route(self, request: Request, engines: list[Engine], tier: str, now_s: float) -> Engine:
         """Choose an engine as the fleet's routing policy does."""
@@ -839,6 +892,8 @@ class Reference:
 
     def enqueue(self, engine: Engine, request: Request, now_s: float) -> None:
         """Queue a request; an idle engine wakes."""
+        if request.engine is None:
+            self.untold.append(request)
         request.engine = engine
         engine.enter_queue(request, front=False)
         self.wake(engine, now_s)

@@ -21,6 +21,7 @@ from gpusched.sim import kernel, state
 from gpusched.sim.fleet import Fleet, Pool
 from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
 from gpusched.sim.grouping import groups_for
+from gpusched.sim.reestimation import Reestimation
 from gpusched.sim.result import Floats, PoolUse, SimulationResult
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Trace
@@ -63,9 +64,16 @@ def simulate(
     announce_compilation()
     if not hasattr(kernel.run, "signatures"):
         s = attribute_access(s)
-    kernel.run(s, rules, 0)
+    kernel.run(s, rules, 0, math.inf)
+    chosen = [(pool, discipline(pool.batching)) for pool in fleet.pools]
+    learning = Reestimation([(p, d, int(e)) for (p, d), e in zip(chosen, firsts, strict=True)], s)
     started = time.perf_counter()
-    while (status := kernel.run(s, rules, EVENTS_PER_SLICE)) == kernel.UNDER_WAY:
+    while True:
+        status = kernel.run(s, rules, EVENTS_PER_SLICE, learning.due_s)
+        if status == kernel.DUE:
+            learning.update(s)
+        elif status != kernel.UNDER_WAY:
+            break
         if progress is not None:
             progress(1.0 - int(s.counters[state.REMAINING]) / len(trace))
     if status == kernel.FAULTED:
@@ -234,6 +242,7 @@ def build(
         group = groups[id(pool)]
         count = len(group.ends)
         engines["groups"][e], engines["hold_s"][e] = count, group.hold_s
+        engines["max_seqs"][e] = group.seats
         group_ends[e, :count] = group.ends
         group_thresholds[e, :count] = group.thresholds
         group_caps[e, :count] = group.caps
