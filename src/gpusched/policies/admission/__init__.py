@@ -1,0 +1,1 @@
+"""Admission: which waiting request starts its prefill, and when."""
