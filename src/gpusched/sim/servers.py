@@ -299,6 +299,20 @@ class Servers:
             s.weights[:] = control.slot_weights
         self._control = control
 
+    def change_rates(self, rates_rps: Sequence[float]) -> None:
+        """Let classes arrive at other rates from now on, a second and server.
+
+        Raises:
+            InputError: not one rate a class, or one below 0.
+        """
+        rates = self.count * np.asarray(rates_rps, np.float64)
+        if rates.shape != (len(self.classes),) or not (rates >= 0).all():
+            raise InputError(
+                f"{len(self.classes)} rates of at least 0 are needed, got {list(rates_rps)}"
+            )
+        self._state.rates_rps[:] = rates
+        self._state.run["arrival_rps"] = rates.sum()
+
     def advance(self, seconds: float) -> Window:
         """Run on and return what happened."""
         s = self._state
