@@ -1,0 +1,1 @@
+"""When a request is released to an engine, held, or refused."""
