@@ -97,7 +97,7 @@ def balanced_packing(
     best = int(unit_loads(uncached, waiting, incumbent).max())
     upper = np.ones(n * units + 1)
     upper[-1] = best
-    integral = np.ones(n * units + 1)
+    integral = np.ones(n * units + 1, np.int64)
     integral[-1] = 0
     lower = np.zeros(n * units + 1)
     lower[-1] = max(waiting.max(), uncached.min(axis=1).max())

@@ -6,6 +6,8 @@ its KV cache memory and attention. Units whose KV cache is beyond the upper quar
 fences; arXiv 2512.16134, Algorithm 3).
 """
 
+import math
+
 from gpusched.compilation import kernel
 
 FEWEST_FOR_QUARTILES = 4
@@ -61,13 +63,14 @@ def fence(tokens, kv_tokens, free_tokens, ascending, candidates, low, high, fact
 
 
 @kernel
-def place(tokens, batch, kv_tokens, free_tokens, ascending, low, high, factor):
+def place(tokens, batch, kv_tokens, free_tokens, ascending, low, high, factor, slack):
     """Place a request of ``tokens`` on one of the units ``low .. high - 1`` and book it there.
 
     The unit with the fewest requests, then the least KV cache, then the lowest index, among those
     with ``free_tokens`` for it and within the fence, which needs at least four of them. Requests
     of one round are placed longest first. ``ascending[low:high]`` holds the units in any order at
-    first and is kept by KV cache.
+    first and is kept by KV cache. With ``slack`` (ours; the paper has none), the least KV cache
+    decides among units with up to so many requests more than the fewest.
 
     Returns -1 if there is no room, or nothing is known of the units: another policy decides then.
     """
@@ -77,19 +80,19 @@ def place(tokens, batch, kv_tokens, free_tokens, ascending, low, high, factor):
             candidates += 1
     if candidates == 0:
         return -1
-    masked = candidates >= FEWEST_FOR_QUARTILES
-    limit = 0.0
-    if masked:
+    limit = math.inf
+    if candidates >= FEWEST_FOR_QUARTILES:
         sort_units(ascending, kv_tokens, low, high)
         limit = fence(tokens, kv_tokens, free_tokens, ascending, candidates, low, high, factor)
+    fewest = math.inf
+    for u in range(low, high):
+        if is_candidate(tokens, kv_tokens[u], free_tokens[u]) and kv_tokens[u] <= limit:
+            fewest = min(fewest, batch[u])
     best = -1
     for u in range(low, high):
-        if not is_candidate(tokens, kv_tokens[u], free_tokens[u]):
+        if not is_candidate(tokens, kv_tokens[u], free_tokens[u]) or kv_tokens[u] > limit:
             continue
-        if masked and kv_tokens[u] > limit:
-            continue
-        fewer = best < 0 or batch[u] < batch[best]
-        if fewer or (batch[u] == batch[best] and kv_tokens[u] < kv_tokens[best]):
+        if batch[u] <= fewest + slack and (best < 0 or kv_tokens[u] < kv_tokens[best]):
             best = u
     batch[best] += 1
     kv_tokens[best] += tokens

@@ -73,6 +73,7 @@ def run_lockstep(
     placement: str = "lexicographic",
     *,
     factor: float = FACTOR,
+    slack: int = 0,
     settled: int = 0,
     seed: int = 0,
 ) -> LockstepRun:
@@ -96,7 +97,7 @@ def run_lockstep(
         raise InputError(unknown_name("placement", placement, ("lexicographic", *ROUTINGS)))
     p = _Parameters(
         LEXICOGRAPHIC if placement == "lexicographic" else POLICIES[placement],
-        seed, units.units, units.fixed_s, units.request_s, units.kv_token_s, factor, settled,
+        seed, units.units, units.fixed_s, units.request_s, units.kv_token_s, factor, slack, settled,
     )  # fmt: skip
     s = _State(
         batch=np.zeros(units.units),
@@ -128,6 +129,7 @@ class _Parameters(NamedTuple):
     request_s: float
     kv_token_s: float
     factor: float
+    slack: int
     settled: int
 
 
@@ -199,8 +201,9 @@ def _join(s, p, first, last, step, prompt, output):  # type: ignore[no-untyped-d
         r = s.joining[i]
         if p.placement == LEXICOGRAPHIC:
             u = place(
-                prompt[r], s.batch, s.kv_tokens, s.free_tokens, s.ascending, 0, p.units, p.factor
-            )
+                prompt[r], s.batch, s.kv_tokens, s.free_tokens, s.ascending, 0, p.units, p.factor,
+                p.slack,
+            )  # fmt: skip
         else:
             u = route(
                 p.placement, r, random_u64(p.seed, r), NONE, s.started_s, math.inf, s.batch,
