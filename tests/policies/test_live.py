@@ -10,7 +10,6 @@ import pytest
 from gpusched.errors import InputError
 from gpusched.policies.batching.discipline import LOOK_AHEAD, discipline
 from gpusched.policies.batching.live import LiveQueue
-from gpusched.policies.batching.thresholds import Thresholds
 from gpusched.policies.lengths.predictors import parse_predictor, predict
 from gpusched.policies.views import Engine, Request
 from gpusched.sim.fleet import Fleet, Pool
@@ -62,8 +61,8 @@ def own_policy(tmp_path):
         "mc-sf+predictor=oracle+margin=0.1+skip=3",
         "mc-volume+predictor=oracle+margin=0",
         "mc-fcfs+predictor=oracle+margin=0",
-        "wait+predictor=oracle",
-        "wait+predictor=oracle+start=strict",
+        "wait+predictor=oracle+reestimate_s=0",
+        "wait+predictor=oracle+start=strict+reestimate_s=0",
         "own",
     ],
 )
@@ -81,10 +80,7 @@ def test_an_asyncio_loop_decides_as_the_simulator(policy, seed, own_policy):
     )
     predicted = predict(trace, parse_predictor(chosen.predictor or "oracle"), 0)
     groups = groups_for(pool, chosen, trace, predicted, 1)
-    thresholds = Thresholds(
-        groups.ends, groups.thresholds.astype(float), groups.caps, 0.0, 0.0, groups.hold_s
-    )
-    queue = LiveQueue(chosen, pool.kv_blocks * pool.block_tokens, thresholds=thresholds)
+    queue = LiveQueue(chosen, pool.kv_blocks * pool.block_tokens, groups=groups)
 
     async def serve():
         return await serve_live(pool, trace, queue, predicted)
@@ -133,5 +129,5 @@ def test_a_users_function_that_fails_is_named(tmp_path):
 
 
 def test_groups_need_thresholds():
-    with pytest.raises(InputError, match="thresholds"):
+    with pytest.raises(InputError, match="needs groups"):
         LiveQueue(discipline("wait"), 1600)

@@ -85,7 +85,8 @@ class Reestimation:
         outside = np.isin(states, (state.ABSENT, state.HELD))
         self._unseen = unseen[outside]
         arrived = unseen[~outside & (states != state.REJECTED)]
-        return arrived[np.lexsort((arrived, s.requests["arrival_s"][arrived]))]
+        order = np.lexsort((arrived, s.requests["arrival_s"][arrived]))
+        return np.asarray(arrived[order], np.int64)
 
     def _observe(self, s: state.State, pool: LearningPool, now_s: float) -> None:
         """Tell the estimator how far the requests of its sample have come."""

@@ -30,7 +30,7 @@ from gpusched.policies.decode_router import (
     split_pool,
     weighted_class,
 )
-from gpusched.policies.routing import random_u64
+from gpusched.policies.draws import random_u64
 from gpusched.sim.heaps import set_timer
 
 NONE = -1

@@ -14,9 +14,9 @@ import numpy as np
 from gpusched.errors import InputError
 from gpusched.policies.batching import order as orders
 from gpusched.policies.batching.discipline import CUSTOM, GROUPED, LOOK_AHEAD, Discipline
+from gpusched.policies.batching.estimation import Groups
 from gpusched.policies.batching.groups import allowance, group_of_length, group_of_progress
 from gpusched.policies.batching.lookahead import discard, insert, shortfall
-from gpusched.policies.batching.thresholds import Thresholds
 from gpusched.policies.custom import Compiled
 from gpusched.policies.views import Engine, Request
 
@@ -46,8 +46,9 @@ class LiveQueue:
                 break
             queue.start(key)
 
-    A discipline that starts groups needs their ``thresholds``. Groups of decode progress hold
-    requests at the entry only: no engine pauses those that run.
+    A discipline that starts groups needs them; ``groups`` may be set anew at any time as an
+    estimator learns, their number fixed. Groups of decode progress hold requests at the entry only:
+    no engine pauses those that run.
     """
 
     def __init__(
@@ -56,24 +57,23 @@ class LiveQueue:
         kv_tokens: int,
         *,
         block_tokens: int = 16,
-        thresholds: Thresholds | None = None,
+        groups: Groups | None = None,
     ) -> None:
-        if policy.gate == GROUPED and thresholds is None:
-            raise InputError(f"batching policy {policy.name} needs thresholds to start groups")
+        if policy.gate == GROUPED and groups is None:
+            raise InputError(f"batching policy {policy.name} needs groups, see GroupEstimator")
         self.policy = policy
         self.limit_tokens = int((1.0 - policy.margin) * (kv_tokens // block_tokens)) * block_tokens
         self.block_slack = block_tokens - 1
-        self.thresholds = thresholds
+        self.groups = groups
         self.waiting: dict[Hashable, _Entry] = {}
         self.running: dict[Hashable, _Entry] = {}
         self._numbers: dict[Hashable, int] = {}
         self._next_number = 0
         self._line: deque[Hashable] = deque()
         self._heap: list[tuple[float, int, Hashable]] = []
-        groups = 1 if thresholds is None else len(thresholds.ends)
-        self._lists: list[deque[Hashable]] = [deque() for _ in range(groups)]
-        self._sizes = [0] * groups
-        self._group_ends = None if thresholds is None else thresholds.ends[None, :]
+        count = 1 if groups is None else len(groups.ends)
+        self._lists: list[deque[Hashable]] = [deque() for _ in range(count)]
+        self._sizes = [0] * count
         self._ends = np.zeros((1, MOST_RESIDENTS), np.int64)
         self._bases = np.zeros((1, MOST_RESIDENTS), np.int64)
         self._residents = 0
@@ -91,12 +91,7 @@ class LiveQueue:
         self.waiting[key] = entry
         policy = self.policy
         if policy.gate == GROUPED:
-            assert self._group_ends is not None
-            count = len(self._lists)
-            if self._by_progress:
-                entry.group = group_of_progress(self._group_ends, 0, count, request.produced_tokens)
-            else:
-                entry.group = group_of_length(self._group_ends, 0, count, request.predicted_tokens)
+            entry.group = self._group(request)
             _enter(self._lists[0 if self._by_progress else entry.group], key, front)
         elif policy.order == orders.FCFS:
             _enter(self._line, key, front)
@@ -168,8 +163,7 @@ class LiveQueue:
         entry = self.running[key]
         entry.request = entry.request._replace(produced_tokens=produced_tokens)
         if self._by_progress:
-            assert self._group_ends is not None
-            group = group_of_progress(self._group_ends, 0, len(self._sizes), produced_tokens)
+            group = self._group(entry.request)
             self._sizes[entry.group] -= 1
             self._sizes[group] += 1
             entry.group = group
@@ -203,18 +197,23 @@ class LiveQueue:
     def release_s(self, now_s: float) -> float:
         """Return when the next held request may start though its group has not filled; infinite if
         none is held."""
-        if self.thresholds is None:
+        if self.groups is None:
             return np.inf
         releases = [
-            self.waiting[held[0]].held_since_s + self.thresholds.hold_s
-            for held in self._lists
-            if held
+            self.waiting[held[0]].held_since_s + self.groups.hold_s for held in self._lists if held
         ]
         return min((s for s in releases if s > now_s), default=np.inf)
 
     @property
     def _by_progress(self) -> bool:
         return self.policy.name == "nested-wait"
+
+    def _group(self, request: Request) -> int:
+        assert self.groups is not None
+        ends, count = self.groups.ends[None, :], len(self._lists)
+        if self._by_progress:
+            return int(group_of_progress(ends, 0, count, request.produced_tokens))
+        return int(group_of_length(ends, 0, count, request.predicted_tokens))
 
     def _leave(self, key: Hashable) -> _Entry:
         entry = self.running.pop(key)
@@ -267,20 +266,19 @@ class LiveQueue:
         return bool(delay == 0)
 
     def _group_candidates(self, now_s: float) -> Iterator[Hashable]:
-        groups = self.thresholds
+        groups = self.groups
         assert groups is not None
-        starts = groups.starts
         for g in range(1 if self._by_progress else len(self._lists)):
             held = self._lists[g]
             if not held:
                 continue
             count = allowance(
-                len(held), int(starts[g]), int(groups.caps[g]) - self._sizes[g],
+                len(held), int(groups.thresholds[g]), int(groups.caps[g]) - self._sizes[g],
                 self.policy.start == "strict", now_s, self.waiting[held[0]].held_since_s,
                 groups.hold_s,
             )  # fmt: skip
             for _ in range(count):
-                if self._budget <= 0:
+                if self._budget <= 0 or len(self.running) >= groups.seats:
                     return
                 key = held[0]
                 yield key

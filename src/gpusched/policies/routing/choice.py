@@ -27,6 +27,11 @@ from gpusched.compilation import kernel
     CUSTOM,
 ) = range(9)
 
+SLACK_REQUESTS = 8.0
+FACTOR = 1.5
+"""An affinity is kept while its candidate has at most this factor times the requests of the least
+loaded one, plus the slack."""
+
 
 @kernel
 def first_started(ready_s, low, high):
@@ -53,13 +58,13 @@ def least(load, ready_s, now_s, low, high):
 
 @kernel
 def route(
-    policy, turn, draw, affinity, ready_s, now_s, load_requests, load_tokens, low, high, slack, factor
+    policy, turn, draw, affinity, ready_s, now_s, load_requests, load_tokens, low, high,
+    slack=SLACK_REQUESTS, factor=FACTOR,
 ):  # fmt: skip
     """Choose among the candidates ``low .. high - 1`` by a policy other than lexicographic.
 
     ``turn`` counts earlier decisions, ``draw`` is a random 64-bit word, ``affinity`` the candidate
-    that has one or -1; it is kept up to ``factor`` times the least number of requests plus
-    ``slack``.
+    that has one or -1.
     """
     count = high - low
     if count == 1:

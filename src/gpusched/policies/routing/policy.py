@@ -20,10 +20,10 @@ class RoutingPolicy:
     summary: str
     kind: int
     parameters: tuple[str, ...] = ()
-    slack_requests: float = 8.0
+    slack_requests: float = choice.SLACK_REQUESTS
     """An affinity is kept while its replica has at most ``factor`` times the requests of the least
     loaded one, plus this many."""
-    factor: float = 1.5
+    factor: float = choice.FACTOR
     outlier_factor: float = 1.5
     """Replicas whose load exceeds the third quartile by more than this many interquartile ranges
     are left out."""
