@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpusched.errors import InfeasibleError, InputError
-from gpusched.planning.fluid import (
+from gpusched.policies.admission.fluid import (
     ServiceTerms,
     demand,
     fluid_plan,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpusched.policies.decode_placement import FACTOR, fence, place, sort_units
+from gpusched.policies.routing.placement import FACTOR, fence, place, sort_units
 
 ROOM = 1e9
 

@@ -22,7 +22,7 @@ from gpusched.policies.admission.gate import (
     gate_class,
     priority_class,
 )
-from gpusched.policies.decode_router import (
+from gpusched.policies.routing.decode_router import (
     DECODE_FIRST,
     MIXED,
     PREFILL_FIRST,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gpusched.errors import InputError
 from gpusched.planning.packing import balanced_packing, longest_first_ratio, unit_loads
-from gpusched.policies.packing import NO_CAP, pack, room_tokens, sort_window
+from gpusched.policies.routing.packing import NO_CAP, pack, room_tokens, sort_window
 
 
 def packed(lengths, available, hits=None, ages=None, chunk=4096, spill=NO_CAP):

@@ -132,6 +132,17 @@ def pools(draw, role: str, index: int, window: int) -> Pool:
     )
 
 
+def admissions(chosen: list[Pool]):
+    """Admission policies that go with pools."""
+    names = ["none", "none", "none", f"{POLICIES}:shed+limit=6"]
+    plain = {"vllm", "prefill-first", "sarathi", "greedy"}
+    if all(pool.batching in plain for pool in chosen):
+        names += ["staggered", "staggered+age_limit=2+lowest_interval_s=0.03"]
+        if all(pool.timing is chosen[0].timing for pool in chosen):
+            names += ["gate-and-route", "gate-and-route-capped", "gate-and-route-credit"]
+    return st.sampled_from(names)
+
+
 @st.composite
 def scenarios(draw) -> tuple[Fleet, Trace, ClosedLoop | None, int]:
     """A fleet, a trace, perhaps a closed loop, and a seed: every combination of features."""
@@ -155,12 +166,14 @@ def scenarios(draw) -> tuple[Fleet, Trace, ClosedLoop | None, int]:
                     "power-of-two",
                     "prefix-affinity",
                     "session-affinity+slack_requests=2",
+                    "iqr-lexicographic",
+                    "iqr-lexicographic+outlier_factor=0+slack_requests=2",
                     f"{POLICIES}:emptiest+weight=3",
                 ]
             )
         ),
-        decode_routing=draw(st.sampled_from([None, "least-requests"])),
-        admission=draw(st.sampled_from(["none", "none", f"{POLICIES}:shed+limit=6"])),
+        decode_routing=draw(st.sampled_from([None, "least-requests", "iqr-lexicographic"])),
+        admission=draw(admissions(fleet_pools)),
     )
     seed = draw(st.integers(0, 2**20))
     requests = trace(

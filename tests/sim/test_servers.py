@@ -11,8 +11,8 @@ from scipy.sparse import coo_array, csc_array
 from scipy.sparse.linalg import spsolve
 
 from gpusched.errors import InputError
-from gpusched.planning.fluid import fluid_plan
 from gpusched.planning.fluid_policy import PAPER_NAMES, POLICIES, control_for
+from gpusched.policies.admission.fluid import fluid_plan
 from gpusched.policies.admission.service import Prices, RequestClass, ServerModel
 from gpusched.sim.servers import Control, Servers, estimate, simulate_servers
 from gpusched.sim.servers_kernel import (

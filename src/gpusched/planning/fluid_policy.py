@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpusched.errors import InputError, unknown_name
-from gpusched.planning.fluid import FluidPlan
+from gpusched.policies.admission.fluid import FluidPlan
 from gpusched.sim.servers import BURST, Control
 
 

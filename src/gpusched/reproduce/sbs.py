@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.parallel import Parallelism
 from gpusched.planning.packing import balanced_packing, longest_first_ratio
-from gpusched.policies.packing import NO_CAP, pack, sort_window
+from gpusched.policies.routing.packing import NO_CAP, pack, sort_window
 from gpusched.report.svg import Line, Rule, line_chart
 from gpusched.reproduce.claim import Claim, Reproduction, Setting
 from gpusched.sim.decode_pool import LockstepRun, LockstepUnits, run_lockstep

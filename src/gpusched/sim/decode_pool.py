@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpusched.compilation import entry_kernel, kernel
 from gpusched.errors import InputError, unknown_name
-from gpusched.policies.decode_placement import FACTOR, place
 from gpusched.policies.draws import random_u64
 from gpusched.policies.routing.choice import route
+from gpusched.policies.routing.placement import FACTOR, place
 from gpusched.policies.routing.policy import ROUTING
 
 Floats = NDArray[np.float64]

@@ -8,7 +8,15 @@ from gpusched.compilation import cold_kernel, kernel
 from gpusched.policies.admission.policy import CUSTOM as ASKS
 from gpusched.policies.batching.order import FCFS
 from gpusched.policies.draws import random_u64
-from gpusched.policies.routing.choice import CUSTOM, SESSION_AFFINITY, first_started, route
+from gpusched.policies.routing.choice import (
+    CUSTOM,
+    LEXICOGRAPHIC,
+    SESSION_AFFINITY,
+    first_started,
+    least,
+    route,
+)
+from gpusched.policies.routing.placement import place
 from gpusched.sim.admission import enter_queue
 from gpusched.sim.blocks import blocks_for
 from gpusched.sim.engine import cut_leap
@@ -77,6 +85,8 @@ def choose(s, rules, policy, turn, draw, affinity, r, now_s, low, high):
     """Route a request to one of the engines ``low .. high - 1``."""
     if policy == CUSTOM and high - low > 1:
         return best_scored(s, r, affinity, now_s, low, high)
+    if policy == LEXICOGRAPHIC and high - low > 1:
+        return place_among(s, rules, r, now_s, low, high)
     return route(
         policy,
         turn,
@@ -120,6 +130,32 @@ def best_scored(s, r, affinity, now_s, low, high):
                 best_score = score
                 best = e
     return best if best >= 0 else first_started(s.ready_s, low, high)
+
+
+@cold_kernel
+def place_among(s, rules, r, now_s, low, high):
+    """The engine of the fewest requests, then tokens, outliers in tokens left out."""
+    tokens = s.requests[r].prompt + rules.expected_output_tokens
+    for e in range(low, high):
+        capacity = s.engines[e].kv_blocks << s.engines[e].block_shift
+        started = s.ready_s[e] <= now_s
+        s.scratch[e] = capacity - s.load_tokens[e] if started else -math.inf
+    e = place(
+        tokens,
+        s.load_requests,
+        s.load_tokens,
+        s.scratch,
+        s.by_tokens,
+        low,
+        high,
+        rules.outlier_factor,
+        rules.placement_slack,
+    )
+    if e == NONE:
+        return least(s.load_requests, s.ready_s, now_s, low, high)
+    s.load_requests[e] -= 1
+    s.load_tokens[e] -= tokens
+    return e
 
 
 @kernel

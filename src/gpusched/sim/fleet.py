@@ -4,8 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpusched.errors import InputError
-from gpusched.policies.admission.policy import AdmissionPolicy, admission_policy
+from gpusched.policies.admission.policy import (
+    GATED,
+    STAGGERED,
+    AdmissionPolicy,
+    admission_policy,
+)
 from gpusched.policies.batching.discipline import CHUNKED, GROUPED, OPEN, STATIC, discipline
+from gpusched.policies.batching.order import FCFS
 from gpusched.policies.routing.policy import RoutingPolicy, routing_policy
 from gpusched.timing.compiled import CompiledTiming
 
@@ -135,7 +141,15 @@ class Fleet:
                     f"pool {pool.name}: static batching runs a batch to its end and cannot hand "
                     "requests to a decode pool; choose vllm"
                 )
-        self.policies  # noqa: B018
+        *_, admission = self.policies
+        for pool in self.pools:
+            chosen = discipline(pool.batching)
+            held = chosen.order != FCFS or chosen.gate != OPEN or chosen.forming == STATIC
+            if admission.kind in (STAGGERED, GATED) and held:
+                raise InputError(
+                    f"pool {pool.name}: admission {admission.name} holds requests before the engines "
+                    f"and cannot go with {pool.batching} batching; choose vllm or prefill-first"
+                )
 
     @property
     def policies(self) -> tuple[RoutingPolicy, RoutingPolicy, AdmissionPolicy]:

@@ -24,8 +24,8 @@ from gpusched.policies.admission.staggered import (
     release_s,
 )
 from gpusched.policies.draws import random_u64
-from gpusched.policies.packing import NO_CAP, pack, room_tokens, sort_window
 from gpusched.policies.routing.choice import route
+from gpusched.policies.routing.packing import NO_CAP, pack, room_tokens, sort_window
 from gpusched.policies.routing.policy import ROUTING
 
 Floats = NDArray[np.float64]

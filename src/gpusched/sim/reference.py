@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gpusched.errors import InputError
 from gpusched.policies import views
+from gpusched.policies.admission.policy import GATED, STAGGERED
 from gpusched.policies.batching.discipline import (
     ALL,
     CHUNKED,
@@ -36,6 +37,7 @@ from gpusched.policies.custom import Compiled
 from gpusched.policies.routing.policy import RoutingPolicy
 from gpusched.sim.fleet import Fleet, Pool
 from gpusched.sim.grouping import estimator_for, groups_for, learns
+from gpusched.sim.reference_front import Front, Gated, Staggered
 from gpusched.sim.simulate import ClosedLoop, predictions
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Trace
@@ -67,6 +69,9 @@ class Request:
     destination: "Engine | None" = None
     transferring: bool = False
     held_back: bool = False
+    age: int = 0
+    """Releases that passed it over."""
+    gated: bool = False
     predicted: int = 0
     priority: int = 0
     rank: tuple[float, ...] = ()
@@ -128,6 +133,7 @@ class Engine:
         self.held: list[list[Request]] = [[] for _ in range(count)]
         self.sizes = [0] * count
         self.units = [self]
+        self.start_s = 0.0
         self.nested = self.policy.name == "nested-wait"
         self.grouped = self.policy.gate == GROUPED
 
@@ -380,6 +386,7 @@ class Engine:
 
     def run_batch(self, now_s: float, duration: float) -> None:
         """Spend an iteration, or wait while other units do."""
+        self.start_s = now_s
         self.end_s = now_s + duration
         self.busy_s += duration
         if self.chunks:
@@ -682,6 +689,11 @@ class Reference:
         self.session_owner: dict[int, Engine] = {}
         self.gaps: list[float] = []
         self.remaining = len(self.requests)
+        self.front = Front(self)
+        if self.admission.kind == STAGGERED:
+            self.front = Staggered(self, self.admission)
+        elif self.admission.kind == GATED:
+            self.front = Gated(self, self.admission, trace)
         self.learners = [
             Learner(estimator_for(pool, chosen), index, chosen.reestimate_s, chosen.reestimate_s)
             for index, pool in enumerate(fleet.pools)
@@ -699,21 +711,28 @@ class Reference:
             row_s = self.rows[0][0] if self.rows and self.closed_loop is None else inf
             pending_s = self.pending[0][0] if self.pending else inf
             due_s = min((learner.due_s for learner in self.learners), default=inf)
-            if due_s < min(row_s, pending_s, engine.end_s):
+            tick_s = self.front.tick_s
+            if due_s < min(row_s, pending_s, tick_s, engine.end_s):
                 self.learn(due_s)
-            elif row_s <= pending_s and row_s <= engine.end_s:
-                self.arrive(self.rows.popleft()[1], row_s)
-            elif pending_s <= engine.end_s:
+            elif row_s <= min(pending_s, tick_s, engine.end_s):
+                self.front.take_in(self.rows.popleft()[1], row_s)
+            elif pending_s <= min(tick_s, engine.end_s):
                 request = self.requests[self.pending.pop(0)[1]]
                 if request.transferring:
                     self.receive(request, pending_s)
                 elif request.held_back:
                     self.ask_admission(request, pending_s)
                 else:
-                    self.arrive(request, pending_s)
+                    self.front.take_in(request, pending_s)
+            elif tick_s <= engine.end_s:
+                self.front.look(tick_s)
             else:
+                self.front.end_pass(engine.units, engine.end_s)
                 for unit in engine.units:
                     self.end_iteration(unit)
+                for unit in engine.units:
+                    unit.busy = False
+                self.front.look(engine.end_s)
                 schedule(engine.units, engine.end_s)
         return self
 
@@ -797,6 +816,8 @@ class Reference:
         least = min(started, key=lambda e: e.load_tokens)
         if policy.name == "least-tokens":
             return least
+        if policy.name == "iqr-lexicographic":
+            return self.place(policy, started, request)
         if policy.name in ("prefix-affinity", "session-affinity"):
             limit = policy.factor * least.load_requests + policy.slack_requests
             if favourite in started and favourite is not None and favourite.load_requests <= limit:
@@ -812,6 +833,20 @@ class Reference:
         start = turn if policy.name == "round-robin" else draw >> 33
         order = [engines[(start + i) % count] for i in range(count)]
         return next(e for e in order if e in started)
+
+    def place(self, policy: RoutingPolicy, started: list[Engine], request: Request) -> Engine:
+        """Fewest requests, then tokens, outliers in tokens left out."""
+        tokens = request.prompt + self.expected_output
+        able = [e for e in started if e.kv_blocks * e.pool.block_tokens - e.load_tokens >= tokens]
+        if not able:
+            return min(started, key=lambda e: e.load_requests)
+        if len(able) >= 4:
+            q1, q3 = np.percentile([e.load_tokens for e in able], [25, 75])
+            limit = q3 + policy.outlier_factor * (q3 - q1)
+            able = [e for e in able if e.load_tokens <= limit]
+        fewest = min(e.load_requests for e in able)
+        close = [e for e in able if e.load_requests <= fewest + policy.slack_requests]
+        return min(close, key=lambda e: e.load_tokens)
 
     def score(
         self,
@@ -829,14 +864,6 @@ class Reference:
             "request": seen_request(request),
         }
         return float(own.function(*(seen[v] for v in own.views), *own.parameters))
-
-    def arrive(self, request: Request, now_s: float) -> None:
-        """Take in, hold or refuse a new request."""
-        request.arrival_s = now_s
-        if self.admission.hold is not None:
-            self.ask_admission(request, now_s)
-        else:
-            self.enter(request, now_s)
 
     def ask_admission(self, request: Request, now_s: float) -> None:
         """Ask a user's function how long to hold a request."""
@@ -863,17 +890,20 @@ class Reference:
     def enter(self, request: Request, now_s: float) -> None:
         """Route and queue a request, or reject it."""
         engine = self.route(request, self.entry, "entry", now_s)
-        homes = [engine]
-        if engine.pool.role == "prefill":
-            prompt_fits = engine.blocks_for(request.prompt) <= engine.kv_blocks
-            homes = self.decode if request.output > 1 else []
-        else:
-            prompt_fits = True
-        if prompt_fits and all(e.blocks_for(request.final_tokens) <= e.kv_blocks for e in homes):
+        if self.fits(request, engine):
             self.count(engine, request, 1)
             self.enqueue(engine, request, now_s)
         else:
             self.reject(request, now_s)
+
+    def fits(self, request: Request, engine: Engine) -> bool:
+        """Whether an engine, or every decode engine after it, can hold a request."""
+        homes = [engine]
+        if engine.pool.role == "prefill":
+            if engine.blocks_for(request.prompt) > engine.kv_blocks:
+                return False
+            homes = self.decode if request.output > 1 else []
+        return all(e.blocks_for(request.final_tokens) <= e.kv_blocks for e in homes)
 
     def reject(self, request: Request, now_s: float) -> None:
         """Refuse a request and the later rounds of its session."""
@@ -958,6 +988,7 @@ class Reference:
                 if request.computed < request.target:
                     continue
                 self.give_token(engine, request, now_s)
+                self.front.end_prefill(request)
                 if request.produced == request.output:
                     self.complete(engine, request, now_s)
                 elif (target := self.decode_engine(engine, request, now_s)) is not None:
@@ -974,6 +1005,15 @@ class Reference:
         """Choose a decode engine for a computed prompt; None if it stays where it is."""
         if not self.decode or engine.pool.role == "decode":
             return None
+        if self.admission.kind == GATED and engine.pool.role == "mixed":
+            free = [
+                e
+                for e in self.decode
+                if e.load_requests < e.max_seqs
+                and e.blocks_for(request.final_tokens) <= e.kv_blocks
+            ]
+            draw = (random_u64(self.seed, 2 * request.index + 1) >> 11) / 2**53
+            return free[int(draw * len(free))] if free else None
         target = self.route(request, self.decode, "decode", now_s)
         if engine.pool.role == "mixed" and (
             target.load_requests >= target.max_seqs

@@ -17,7 +17,7 @@ from scipy.stats import t as student
 from gpusched.errors import InputError, unknown_name
 from gpusched.policies.admission.gate import GATES
 from gpusched.policies.admission.service import Prices, RequestClass, ServerModel
-from gpusched.policies.decode_router import ROUTERS
+from gpusched.policies.routing.decode_router import ROUTERS
 from gpusched.sim.servers_kernel import (
     ANSWERED,
     ARRIVED,
@@ -54,7 +54,7 @@ class Control:
     gate: str
     """A name of ``policies.admission.gate.GATES``."""
     router: str
-    """A name of ``policies.decode_router.ROUTERS``."""
+    """A name of ``policies.routing.decode_router.ROUTERS``."""
     mixed_servers: int | None
     """Servers that take prefills and keep a slot for them; None if all may, without keeping one."""
     targets: Floats

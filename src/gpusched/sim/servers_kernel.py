@@ -19,7 +19,8 @@ from gpusched.policies.admission.gate import (
     choose_class,
     credit_wait_s,
 )
-from gpusched.policies.decode_router import (
+from gpusched.policies.draws import random_u64
+from gpusched.policies.routing.decode_router import (
     MIXED,
     PREFILL_FIRST,
     SOLO,
@@ -30,7 +31,6 @@ from gpusched.policies.decode_router import (
     split_pool,
     weighted_class,
 )
-from gpusched.policies.draws import random_u64
 from gpusched.sim.heaps import set_timer
 
 NONE = -1

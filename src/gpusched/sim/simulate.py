@@ -5,12 +5,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.compilation import is_cached
 from gpusched.errors import InputError
+from gpusched.policies.admission.policy import GATED, STAGGERED
 from gpusched.policies.batching.discipline import LOOK_AHEAD, OPEN, Discipline, discipline
 from gpusched.policies.custom import MAX_PARAMETERS, Compiled, unused
 from gpusched.policies.lengths.predictors import parse_predictor, predict
@@ -19,6 +21,7 @@ from gpusched.policies.views import Engine, Replica, Request
 from gpusched.policies.views import Fleet as FleetView
 from gpusched.sim import kernel, state
 from gpusched.sim.fleet import Fleet, Pool
+from gpusched.sim.front import front_of
 from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
 from gpusched.sim.grouping import groups_for
 from gpusched.sim.reestimation import Reestimation
@@ -87,7 +90,7 @@ def simulate(
 def attribute_access(s: state.State) -> state.State:
     """Return the state with records whose fields are attributes in plain Python too, for debugging
     with ``NUMBA_DISABLE_JIT=1``."""
-    records = {
+    records: dict[str, Any] = {
         name: array.view(np.recarray)
         for name, array in s._asdict().items()
         if isinstance(array, np.ndarray) and array.dtype.names
@@ -221,7 +224,11 @@ def build(
         engine["max_seqs"] = max(pool.max_num_seqs // pool.pipeline_stages, 1)
         engine["max_batched_tokens"] = pool.max_num_batched_tokens
         set_discipline(engine, disciplines[id(pool)])
-        engine["stepwise"] = pool.data_parallel > 1 or (disaggregated and pool.role == "mixed")
+        engine["stepwise"] = (
+            pool.data_parallel > 1
+            or (disaggregated and pool.role == "mixed")
+            or admission.kind in (STAGGERED, GATED)
+        )
         if prefix is not None and pool.prefix_caching and pool.role != "decode":
             if prefix.block_tokens % pool.block_tokens:
                 raise InputError(
@@ -265,6 +272,7 @@ def build(
         or entry_engines < len(lanes)
         or bool((requests["follower"] >= 0).any())
     )
+    front, window, classes, plan_note = front_of(fleet, trace, lanes, entry_engines)
     leaves = 1 << (len(lanes) - 1).bit_length()
     timers_s = np.full(leaves, np.inf)
     winners = np.zeros(2 * leaves, np.int64)
@@ -311,6 +319,11 @@ def build(
         owners=np.full(max(n_blocks, 1), -1, np.int32),
         session_owners=np.full(sessions, state.NONE, np.int32),
         think_s=trace.think_s if trace.think_s is not None else np.zeros(0),
+        front=front,
+        window=window,
+        classes=classes,
+        scratch=np.zeros(len(lanes)),
+        by_tokens=np.arange(len(lanes)),
         timers_s=timers_s,
         winners=winners,
         pending_s=np.zeros(n if makes_arrivals else 1),
@@ -331,6 +344,7 @@ def build(
         affinity_slack=routing.slack_requests,
         affinity_factor=routing.factor,
         outlier_factor=decode_routing.outlier_factor,
+        placement_slack=decode_routing.slack_requests,
         admission=admission.kind,
         seed=seed,
         entry_engines=entry_engines,
@@ -347,6 +361,8 @@ def build(
         s.counters[state.PENDING] = len(roots)
         s.counters[state.NEXT_ROW] = roots[-1] + 1
     notes = tuple(dict.fromkeys(group.note for group in groups.values() if group.note))
+    if plan_note:
+        notes += (plan_note,)
     if routing.kind == SESSION_AFFINITY and not sessions:
         notes += (f"{routing.name}: the trace has no sessions; the least loaded replica is taken",)
     return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64), notes

@@ -46,7 +46,7 @@ REQUEST = np.dtype(
         ("shared", "i4"),  # leading prefix blocks held in the cache's name
         ("cached", "i4"),  # prompt tokens found in the cache at first admission
         ("preemptions", "i4"),
-        ("holds", "i4"),  # times that admission has put it off
+        ("holds", "i4"),  # times that admission has put it off, or passed it over
         ("engine", "i4"),
         ("destination", "i4"),  # engine that a transfer goes to
         ("next", "i4"),  # neighbours in the queue or in the running list
@@ -61,6 +61,7 @@ REQUEST = np.dtype(
         ("priority", "i2"),
         ("group", "i2"),  # of predicted length, or of decode progress
         ("state", "i1"),
+        ("gated", "b1"),  # counted among the prefills of its class
     ],
     align=True,
 )
@@ -170,6 +171,67 @@ TIMING_SCALARS = np.dtype(
 )
 
 
+FRONT = np.dtype(
+    [
+        ("tick_s", "f8"),  # when to look at held requests again
+        ("head", "i8"),  # held requests, linked through ``next``
+        ("tail", "i8"),
+        ("held", "i8"),
+        ("held_tokens", "i8"),
+        # staggered release
+        ("lowest_s", "f8"),
+        ("network_s", "f8"),
+        ("prior_s", "f8"),
+        ("age_limit", "i8"),
+        ("last_release_s", "f8"),
+        ("passes", "i8"),
+        ("unloaded", "b1"),
+        # gates
+        ("gate", "i8"),
+        ("burst", "f8"),
+        ("accrued_s", "f8"),
+    ],
+    align=True,
+)
+"""Requests held before any engine; one record."""
+
+
+class Window(NamedTuple):
+    """Room to pack held requests onto the units of an engine; the first index is a place."""
+
+    requests: NDArray[np.int64]
+    order: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    ages: NDArray[np.int64]
+    assigned: NDArray[np.int64]
+    hits: NDArray[np.int64]
+    """Cached tokens, shape (places, engines)."""
+    room: NDArray[np.int64]
+    """Tokens that each engine can take into its next pass."""
+    passes_s: NDArray[np.float64]
+    """Ring of the latest passes' times, shape (1, passes)."""
+    reported_s: NDArray[np.float64]
+    """When each engine's last pass ended."""
+
+
+class Classes(NamedTuple):
+    """Held requests by class, and the plan of a gate; an entry a class."""
+
+    heads: NDArray[np.int64]
+    tails: NDArray[np.int64]
+    waiting: NDArray[np.int64]
+    arrival_s: NDArray[np.float64]
+    """Of each class's first request."""
+    prefills: NDArray[np.int64]
+    """In service."""
+    targets: NDArray[np.float64]
+    queue_targets: NDArray[np.float64]
+    metered: NDArray[np.bool_]
+    credits: NDArray[np.float64]
+    rates_rps: NDArray[np.float64]
+    priorities: NDArray[np.float64]
+
+
 class State(NamedTuple):
     """Everything the kernels read and write."""
 
@@ -228,6 +290,13 @@ class State(NamedTuple):
     """Engine that took each session's last round, or -1; empty without sessions."""
     think_s: NDArray[np.float64]
     """Delay before each later round; empty without sessions."""
+    front: NDArray[np.void]
+    window: Window
+    classes: Classes
+    scratch: NDArray[np.float64]
+    """Room for a number an engine."""
+    by_tokens: NDArray[np.int64]
+    """Engines, sorted by load as far as the last placement left them."""
     timers_s: NDArray[np.float64]
     """When each engine's leap ends: leaves of ``winners``."""
     winners: NDArray[np.int64]
@@ -254,6 +323,7 @@ class Rules(NamedTuple):
     affinity_slack: float
     affinity_factor: float
     outlier_factor: float
+    placement_slack: float
     admission: int
     seed: int
     entry_engines: int

@@ -23,7 +23,7 @@ from gpusched.policies.admission.staggered import (
     release_s,
     watch,
 )
-from gpusched.policies.packing import NO_CAP, pack, room_tokens, sort_window
+from gpusched.policies.routing.packing import NO_CAP, pack, room_tokens, sort_window
 
 Ints = NDArray[np.int64]
 

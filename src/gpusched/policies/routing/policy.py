@@ -22,7 +22,8 @@ class RoutingPolicy:
     parameters: tuple[str, ...] = ()
     slack_requests: float = choice.SLACK_REQUESTS
     """An affinity is kept while its replica has at most ``factor`` times the requests of the least
-    loaded one, plus this many."""
+    loaded one, plus this many. Under lexicographic placement, tokens decide among replicas with up
+    to so many requests more than the fewest."""
     factor: float = choice.FACTOR
     outlier_factor: float = 1.5
     """Replicas whose load exceeds the third quartile by more than this many interquartile ranges
@@ -45,7 +46,7 @@ _ALL = (
                   choice.SESSION_AFFINITY, _AFFINITY),
     RoutingPolicy("iqr-lexicographic",
                   "fewest requests, then fewest tokens, outliers in tokens left out (SBS)",
-                  choice.LEXICOGRAPHIC, ("outlier_factor",)),
+                  choice.LEXICOGRAPHIC, ("outlier_factor", "slack_requests"), slack_requests=0.0),
 )  # fmt: skip
 
 ROUTING = {policy.name: policy for policy in _ALL}
