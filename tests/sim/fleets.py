@@ -109,7 +109,7 @@ def pools(draw, role: str, index: int, window: int) -> Pool:
     max_num_seqs = draw(st.sampled_from([2, 3, 8, 20, 64]))
     allowed = {
         "mixed": ["vllm", "vllm", *DISCIPLINES],
-        "half": ["vllm", "vllm", *(d for d in DISCIPLINES if d != "static")],
+        "half": ["vllm", "vllm", *(d for d in DISCIPLINES if d != "static" and "wait" not in d)],
         "prefill": ["vllm", "prefill-first", "sjf"],
         "decode": ["vllm"],
     }

@@ -81,14 +81,14 @@ def remember(s, r, e):
 
 
 @kernel
-def choose(s, rules, policy, turn, draw, affinity, r, now_s, low, high):
+def choose(s, rules, router, turn, draw, affinity, r, now_s, low, high):
     """Route a request to one of the engines ``low .. high - 1``."""
-    if policy == CUSTOM and high - low > 1:
+    if router.kind == CUSTOM and high - low > 1:
         return best_scored(s, r, affinity, now_s, low, high)
-    if policy == LEXICOGRAPHIC and high - low > 1:
-        return place_among(s, rules, r, now_s, low, high)
+    if router.kind == LEXICOGRAPHIC and high - low > 1:
+        return place_among(s, rules, router, r, now_s, low, high)
     return route(
-        policy,
+        router.kind,
         turn,
         draw,
         affinity,
@@ -98,8 +98,8 @@ def choose(s, rules, policy, turn, draw, affinity, r, now_s, low, high):
         s.load_tokens,
         low,
         high,
-        rules.affinity_slack,
-        rules.affinity_factor,
+        router.slack_requests,
+        router.factor,
     )
 
 
@@ -133,7 +133,7 @@ def best_scored(s, r, affinity, now_s, low, high):
 
 
 @cold_kernel
-def place_among(s, rules, r, now_s, low, high):
+def place_among(s, rules, router, r, now_s, low, high):
     """The engine of the fewest requests, then tokens, outliers in tokens left out."""
     tokens = s.requests[r].prompt + rules.expected_output_tokens
     for e in range(low, high):
@@ -148,8 +148,8 @@ def place_among(s, rules, r, now_s, low, high):
         s.by_tokens,
         low,
         high,
-        rules.outlier_factor,
-        rules.placement_slack,
+        router.outlier_factor,
+        router.slack_requests,
     )
     if e == NONE:
         return least(s.load_requests, s.ready_s, now_s, low, high)
@@ -221,7 +221,7 @@ def enter(s, rules, r, now_s):
     e = 0
     if rules.entry_engines > 1:
         affinity = np.int64(NONE)
-        if rules.routing != SESSION_AFFINITY:
+        if rules.routing.kind != SESSION_AFFINITY:
             affinity = np.int64(favourite(s, r))
         elif len(s.session_owners) > 0:
             affinity = np.int64(s.session_owners[s.requests[r].session])

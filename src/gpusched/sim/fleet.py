@@ -136,10 +136,11 @@ class Fleet:
                 "pools; got roles " + (", ".join(sorted(roles)) or "none")
             )
         for pool in self.pools:
-            if len(roles) > 1 and discipline(pool.batching).forming == STATIC:
+            chosen = discipline(pool.batching)
+            if len(roles) > 1 and (chosen.forming == STATIC or chosen.gate == GROUPED):
                 raise InputError(
-                    f"pool {pool.name}: static batching runs a batch to its end and cannot hand "
-                    "requests to a decode pool; choose vllm"
+                    f"pool {pool.name}: {pool.batching} batching keeps a batch or group together and "
+                    "cannot hand requests to a decode pool; choose a policy such as vllm or mc-sf"
                 )
         *_, admission = self.policies
         for pool in self.pools:

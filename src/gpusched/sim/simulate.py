@@ -17,6 +17,7 @@ from gpusched.policies.batching.discipline import LOOK_AHEAD, OPEN, Discipline, 
 from gpusched.policies.custom import MAX_PARAMETERS, Compiled, unused
 from gpusched.policies.lengths.predictors import parse_predictor, predict
 from gpusched.policies.routing.choice import PREFIX_AFFINITY, SESSION_AFFINITY
+from gpusched.policies.routing.policy import RoutingPolicy
 from gpusched.policies.views import Engine, Replica, Request
 from gpusched.policies.views import Fleet as FleetView
 from gpusched.sim import kernel, state
@@ -339,12 +340,8 @@ def build(
     )
     s.counters[state.REMAINING] = n
     rules = state.Rules(
-        routing=routing.kind,
-        decode_routing=decode_routing.kind,
-        affinity_slack=routing.slack_requests,
-        affinity_factor=routing.factor,
-        outlier_factor=decode_routing.outlier_factor,
-        placement_slack=decode_routing.slack_requests,
+        routing=router_of(routing),
+        decode_routing=router_of(decode_routing),
         admission=admission.kind,
         seed=seed,
         entry_engines=entry_engines,
@@ -366,6 +363,11 @@ def build(
     if routing.kind == SESSION_AFFINITY and not sessions:
         notes += (f"{routing.name}: the trace has no sessions; the least loaded replica is taken",)
     return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64), notes
+
+
+def router_of(policy: RoutingPolicy) -> state.Router:
+    """Return a routing policy as the kernels take it."""
+    return state.Router(policy.kind, policy.slack_requests, policy.factor, policy.outlier_factor)
 
 
 HOOKS = ("rank", "admits", "score", "hold")

@@ -315,15 +315,20 @@ class State(NamedTuple):
     """Their parameters, a row each."""
 
 
+class Router(NamedTuple):
+    """A routing policy's settings: see ``policies.routing.policy``."""
+
+    kind: int
+    slack_requests: float
+    factor: float
+    outlier_factor: float
+
+
 class Rules(NamedTuple):
     """What stays fixed during a run."""
 
-    routing: int
-    decode_routing: int
-    affinity_slack: float
-    affinity_factor: float
-    outlier_factor: float
-    placement_slack: float
+    routing: Router
+    decode_routing: Router
     admission: int
     seed: int
     entry_engines: int
