@@ -53,12 +53,14 @@ def balanced_packing(
     hits: ArrayLike,
     queued: ArrayLike,
     *,
+    gap: float = 0.0,
     time_limit_s: float = 10.0,
 ) -> BalancedPacking:
     """Return the best assignment found and a bound.
 
     ``lengths`` of shape (requests,), ``hits`` the tokens of each cached on each unit of shape
-    (requests, units), ``queued`` the tokens each unit has already of shape (units,).
+    (requests, units), ``queued`` the tokens each unit has already of shape (units,). The search
+    ends once the makespan is within ``gap`` times itself of the bound, or at the time limit.
 
     Raises:
         InputError: shapes disagree, or tokens are negative.
@@ -106,7 +108,7 @@ def balanced_packing(
         constraints=[LinearConstraint(once, 1, 1), LinearConstraint(level, -np.inf, -waiting)],
         integrality=integral,
         bounds=Bounds(lower, upper),
-        options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
+        options={"time_limit": time_limit_s, "mip_rel_gap": gap},
     )
     bound = answer.mip_dual_bound if answer.mip_dual_bound is not None else lower[-1]
     unit = incumbent

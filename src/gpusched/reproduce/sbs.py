@@ -17,6 +17,7 @@ from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.parallel import Parallelism
 from gpusched.planning.packing import balanced_packing, longest_first_ratio
 from gpusched.policies.routing.packing import NO_CAP, pack, sort_window
+from gpusched.policies.routing.placement import FACTOR
 from gpusched.report.svg import Line, Rule, line_chart
 from gpusched.reproduce.claim import Claim, Reproduction, Setting
 from gpusched.sim.decode_pool import LockstepRun, LockstepUnits, run_lockstep
@@ -49,6 +50,7 @@ LOWER_TTFT = 0.30
 MORE_LOAD = 0.15
 """Of load at which the mean TTFT is within ``PASSES`` full passes."""
 PASSES = 2.0
+LOOSER_PASSES = (2.5, 3.0)
 BETTER_USE = 0.05
 LESS_DISPERSION = 0.10
 NEAR_OPTIMAL = 0.05
@@ -240,14 +242,20 @@ def _prefill(setting: Setting) -> tuple[tuple[Claim, ...], str]:
     ttft_s = found[..., 0]
     at, full = LOADS.index(LOAD), LOADS.index(FULL_LOAD)
     bound_s = PASSES * full_pass_s(prefill_engines(CHUNK_TOKENS))
-    most = np.array(
-        [[highest_load(t[:, k], bound_s) for k in range(len(DISPATCHES))] for t in ttft_s]
-    )
+    most = {
+        passes: np.array(
+            [
+                [highest_load(t[:, k], bound_s * passes / PASSES) for k in range(len(DISPATCHES))]
+                for t in ttft_s
+            ]
+        )
+        for passes in (PASSES, *LOOSER_PASSES)
+    }
     lowest = 100 * (1 - ttft_s[:, :, staggered, None] / ttft_s)
     claims = []
     for k, name in enumerate(DISPATCHES[:staggered]):
         lower = 1 - ttft_s[:, at, staggered] / ttft_s[:, at, k]
-        more = most[:, staggered] / most[:, k] - 1
+        more = {n: m[:, staggered] / m[:, k] - 1 for n, m in most.items()}
         use = found[:, full, staggered, 2] / found[:, full, k, 2] - 1
         elsewhere = ", ".join(
             f"{profile} in chunks of {chunk} {100 * (1 - v[:, staggered] / v[:, k]).mean():.0f}"
@@ -268,12 +276,14 @@ def _prefill(setting: Setting) -> tuple[tuple[Claim, ...], str]:
             Claim(
                 f"more load than under {name} at once, TTFT kept",
                 "15 to 20",
-                f"{100 * np.median(more):.0f} ({_range(100 * more)})",
+                f"{100 * np.median(more[PASSES]):.0f} ({_range(100 * more[PASSES])})",
                 "%",
-                bool(np.median(more) >= MORE_LOAD),
+                bool(np.median(more[PASSES]) >= MORE_LOAD),
                 f"highest load with a mean TTFT within {PASSES:g} full passes ({bound_s:.2f} s): "
-                f"{np.median(most[:, staggered]):.2f} against {np.median(most[:, k]):.2f} of "
-                "capacity; with a backlog all chunks are full whatever the dispatch, so capacity "
+                f"{np.median(most[PASSES][:, staggered]):.2f} against "
+                f"{np.median(most[PASSES][:, k]):.2f} of capacity; within "
+                + ", ".join(f"{n:g} passes {100 * np.median(more[n]):.0f} %" for n in LOOSER_PASSES)
+                + "; with a backlog all chunks are full whatever the dispatch, so capacity "
                 "itself does not change",
             ),
             Claim(
@@ -313,6 +323,8 @@ def _over_loads(percent: Floats) -> str:
 # ---- packing
 
 WINDOWS = 24
+PROOF = 0.02
+"""Share within which the optimum is to be known: a second of search, mostly."""
 
 
 def _packing(setting: Setting) -> tuple[Claim, ...]:
@@ -330,9 +342,9 @@ def _packing(setting: Setting) -> tuple[Claim, ...]:
             f"{100 * cached.mean():.1f} (at most {100 * cached.max():.1f}) with",
             "% above",
             bool(plain.max() <= bound - 1 + 1e-9 and plain.mean() <= NEAR_OPTIMAL),
-            f"{WINDOWS} windows of 32 prompts on {UNITS} units against bounds of a mixed-integer "
-            f"program; held if within the bound and {100 * NEAR_OPTIMAL:.0f} % on average without "
-            "hits; the paper gives no figure",
+            f"{WINDOWS} windows of 32 prompts on {UNITS} units against a mixed-integer program's bound, "
+            f"itself within {100 * PROOF:.0f} % of the optimum; held if within Graham's bound and "
+            f"{100 * NEAR_OPTIMAL:.0f} % on average without hits; the paper gives no figure",
         ),
     )
 
@@ -353,7 +365,9 @@ def packing_excess(seed: tuple[int, int]) -> tuple[float, float]:
         room = np.full(UNITS, NO_CAP)
         sort_window(order, n, tokens, ages)
         pack(order, n, tokens, known, room, assigned, ages, 0, UNITS, NO_CAP, NO_CAP)
-        best = balanced_packing(tokens, known, np.zeros(UNITS, np.int64), time_limit_s=2.0)
+        best = balanced_packing(
+            tokens, known, np.zeros(UNITS, np.int64), gap=PROOF, time_limit_s=60.0
+        )
         excess.append(float((NO_CAP - room.min()) / best.bound - 1))
     return excess[0], excess[1]
 
@@ -364,16 +378,15 @@ DECODES = 120_000
 BATCH = 32
 """Requests a unit, about."""
 SEEDS = 4
-PLACEMENTS: dict[str, tuple[str, dict[str, float]]] = {
-    "round-robin": ("round-robin", {}),
-    "least-requests": ("least-requests", {}),
-    "lexicographic": ("lexicographic", {}),
-}
 SLACKS = (0, 1, 2, 3, 4, 6, 8)
 NO_FENCE = 1e9
-PLACEMENTS |= {
-    f"slack {slack}": ("lexicographic", {"slack": slack, "factor": NO_FENCE}) for slack in SLACKS
+PLACEMENTS: dict[str, tuple[str, float, int]] = {
+    "round-robin": ("round-robin", FACTOR, 0),
+    "least-requests": ("least-requests", FACTOR, 0),
+    "lexicographic": ("lexicographic", FACTOR, 0),
+    **{f"slack {slack}": ("lexicographic", NO_FENCE, slack) for slack in SLACKS},
 }
+"""Placement, distance of the fence, and slack."""
 CONTEXTS = {"reasoning": ("reason",), "chat with one agent in ten": ("chat", "agent")}
 
 
@@ -406,11 +419,10 @@ def run_decode(task: tuple[str, str, int]) -> LockstepRun:
     arrival_s = np.cumsum(rng.exponential(1 / rate_rps, DECODES))
     gate_s = full_pass_s(prefill_engines(CHUNK_TOKENS)) / ENGINES
     arrival_s = np.ceil(arrival_s / gate_s) * gate_s
-    placement, options = PLACEMENTS[name]
+    placement, factor, slack = PLACEMENTS[name]
     return run_lockstep(
         units, arrival_s, prompt, output, placement,
-        factor=options.get("factor", 1.5), slack=int(options.get("slack", 0)),
-        settled=DECODES // 5, seed=seed,
+        factor=factor, slack=slack, settled=DECODES // 5, seed=seed,
     )  # fmt: skip
 
 

@@ -81,8 +81,8 @@ def run_lockstep(
 ) -> LockstepRun:
     """Decode requests whose prefill is done on arrival; stop measuring when the last has come.
 
-    ``placement`` is ``lexicographic`` (with fences ``factor`` interquartile ranges out) or a routing
-    policy, which sees requests and KV tokens of the units.
+    ``placement`` is ``lexicographic``, with ``factor`` and ``slack`` of ``decode_placement.place``,
+    or a routing policy, which sees the requests and KV tokens of the units.
 
     Raises:
         InputError: arrivals do not ascend, lengths are not positive, or no such placement.

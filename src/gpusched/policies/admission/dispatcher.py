@@ -97,7 +97,7 @@ class _Held:
 
     @property
     def uncached(self) -> int:
-        return max(self.tokens - int(self.cached[self.unit]), 0)
+        return self.tokens - int(self.cached[self.unit])
 
 
 @dataclass
@@ -171,10 +171,11 @@ class StaggeredDispatcher:
     ) -> None:
         """Take in a request of a prompt of ``tokens``.
 
-        ``cached_tokens`` are those cached on each unit, shape (engines, units).
+        ``cached_tokens`` are those cached on each unit, shape (engines, units); of a prompt that is
+        cached whole, an engine still computes the last token.
 
         Raises:
-            InputError: tokens are negative or of another shape.
+            InputError: the prompt is empty, cached tokens are negative or of another shape.
         """
         s = self.settings
         cached = np.zeros(s.engines * s.units, np.int64)
@@ -185,9 +186,12 @@ class StaggeredDispatcher:
                     f"cached tokens need one row an engine and one column a unit, "
                     f"{s.engines} x {s.units}, got {' x '.join(map(str, given.shape))}"
                 )
-            cached[:] = given.ravel()
-        if tokens < 0 or (cached < 0).any():
-            raise InputError(f"request {request!r}: tokens must not be negative, got {tokens}")
+            cached[:] = np.minimum(given.ravel(), tokens - 1)
+        if tokens < 1 or (cached < 0).any():
+            raise InputError(
+                f"request {request!r} needs at least one token and no negative number of cached "
+                f"ones, got {tokens} and {cached.min()}"
+            )
         if not self._buffer:
             idle = self._reported & ~self._out
             self._unloaded = any(not self._outstanding[e] for e in np.flatnonzero(idle))
