@@ -95,9 +95,9 @@ def capacities(rows: Sequence[Row], slo: SloClasses) -> list[Capacity]:
     means, samples, rates_rps = [], [], []
     for variant in variants:
         own = [by_place[variant, scale] for scale in scales]
-        margins = np.array([[margin(run, slo) for run in row.replications] for row in own])
-        means.append(last_at_least(scales, margins.mean(axis=1), 0.0))
-        samples.append(np.array([last_at_least(scales, run, 0.0) for run in margins.T]))
+        margins = np.array([[margins_of(run, slo) for run in row.replications] for row in own])
+        means.append(_carried(scales, margins.mean(axis=1)))
+        samples.append(np.array([_carried(scales, run) for run in np.moveaxis(margins, 1, 0)]))
         rates_rps.append([row.rate_rps for row in own])
     inside = [bool(np.isfinite(sample).all()) for sample in samples]
     differences = pairwise([s for s, whole in zip(samples, inside, strict=True) if whole])
@@ -117,10 +117,15 @@ def capacities(rows: Sequence[Row], slo: SloClasses) -> list[Capacity]:
     return found
 
 
-def margin(figures: dict[str, Any], slo: SloClasses) -> float:
-    """Return by how much the class nearest to its target exceeds it, or falls below."""
+def margins_of(figures: dict[str, Any], slo: SloClasses) -> list[float]:
+    """Return by how much each class's attainment exceeds its target, or falls below."""
     shares = figures["slo_attainment_by_class"]
-    return float(min(shares[name] - bounds.attainment for name, bounds in slo.classes.items()))
+    return [shares[name] - bounds.attainment for name, bounds in slo.classes.items()]
+
+
+def _carried(scales: Floats, margins: Floats) -> float:
+    """Return the largest rate up to which every class, a column of ``margins``, meets its target."""
+    return min(last_at_least(scales, own, 0.0) for own in margins.T)
 
 
 def _at(scales: Floats, rates_rps: Sequence[float], scale: float) -> float:
@@ -140,8 +145,11 @@ def parting(
     otherwise. ``options`` are those of ``compare``.
     """
     start = rows[0].rate_scale
-    margins = [np.mean([margin(run, plan.slo) for run in row.replications]) for row in rows]
-    step = PROBE_FACTOR if max(margins) >= 0.0 else 1.0 / PROBE_FACTOR
+    worst = [
+        np.mean([margins_of(run, plan.slo) for run in row.replications], axis=0).min()
+        for row in rows
+    ]
+    step = PROBE_FACTOR if max(worst) >= 0.0 else 1.0 / PROBE_FACTOR
     for scale in (start * step**k for k in range(1, PROBES + 1)):
         scale = float(f"{scale:.3g}")
         if progress is not None:
