@@ -1,5 +1,8 @@
 """Verdicts: the best policy, beyond chance and by enough to matter; the largest load of each."""
 
+import html.parser
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -222,7 +225,7 @@ def test_policies_that_are_the_same_never_part():
 
 def test_labels_leave_out_what_all_share():
     rows = rows_of({1.0: {"vllm": [1.0], "/home/me/my.py:late+predictor=noisy:0.5": [1.0]}})
-    assert [label(row.variant, rows) for row in rows] == ["vllm", "my.py:late noisy:0.5"]
+    assert [label(row.variant, rows) for row in rows] == ["vllm", "late noisy:0.5"]
     assert label(rows[0].variant, rows[:1]) == "vllm"
     assert short("mc-sf+margin=0.1+predictor=oracle") == "mc-sf+margin=0.1 oracle"
 
@@ -255,6 +258,22 @@ def test_the_page_shows_every_curve(run):
     for line in verdict_lines(PLAN, run):
         assert line.split(":")[0].strip() in page
     assert len(page) < 250_000
+    Tags().feed(page)
+    assert Tags.stack == []
+
+
+class Tags(html.parser.HTMLParser):
+    """Every tag that opens closes."""
+
+    stack: ClassVar[list[str]] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "line", "polyline", "polygon"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("line", "polyline", "polygon"):
+            assert self.stack.pop() == tag
 
 
 def test_the_curves_are_of_the_rate_with_most_to_see(run):

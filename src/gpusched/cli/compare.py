@@ -177,7 +177,14 @@ def _record(plan: "Plan", rows: Sequence["Row"], parted: "Verdict | None") -> di
         "best": [_verdict(verdict) for verdict in verdicts(rows, plan.slo)],
         "parting": _verdict(parted) if parted is not None else None,
         "capacities": [
-            {**asdict(c.variant), **{k: v for k, v in asdict(c).items() if k != "variant"}}
+            {
+                **asdict(c.variant),
+                "rate_scale": c.rate_scale,
+                "half_width": c.half_width,
+                "rate_rps": c.rate_rps,
+                "outside": c.outside,
+                "difference": asdict(c.difference) if c.difference is not None else None,
+            }
             for c in (capacities(rows, plan.slo) if several_rates else [])
         ],
         "warnings": list(caution_lines(rows)),

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
 from math import inf, isfinite
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -196,9 +195,9 @@ def _number(share: str) -> float:
 
 def _capacity(capacity: Capacity, rows: Sequence[Row]) -> str:
     scales = sorted({row.rate_scale for row in rows})
-    if capacity.rate_scale == inf:
+    if capacity.outside == "above":
         return f"×{scales[-1]:g} or more"
-    if capacity.rate_scale == -inf:
+    if capacity.outside == "below":
         return f"less than ×{scales[0]:g}"
     text = f"×{capacity.rate_scale:.3f}"
     if isfinite(capacity.half_width):
@@ -350,10 +349,8 @@ def label(variant: Variant, rows: Sequence[Row]) -> str:
 
 
 def short(policy: str) -> str:
-    """Return a policy as tables show it: a file without its folder, a predictor without the word."""
-    path, colon, rest = policy.partition(".py:")
-    name = f"{Path(path).name}.py:{rest}" if colon else policy
-    return name.replace("+predictor=", " ")
+    """Return a policy as tables show it: a function without its file, a predictor without the word."""
+    return policy.rpartition(".py:")[2].replace("+predictor=", " ")
 
 
 def _estimate(row: Row, name: str) -> str:

@@ -4,7 +4,8 @@ load at which policies part."""
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from math import isfinite
+from typing import Any, Literal
 
 import numpy as np
 
@@ -54,6 +55,13 @@ class Capacity:
     rate_rps: float
     difference: Difference | None
     """To the first variant, in multiples of the rate; None where a replication leaves the range."""
+
+    @property
+    def outside(self) -> Literal["above", "below"] | None:
+        """On which side of the rates run it lies, if outside."""
+        if isfinite(self.rate_scale):
+            return None
+        return "above" if self.rate_scale > 0 else "below"
 
 
 def verdicts(rows: Sequence[Row], slo: SloClasses) -> list[Verdict]:
@@ -129,7 +137,7 @@ def _carried(scales: Floats, margins: Floats) -> float:
 
 
 def _at(scales: Floats, rates_rps: Sequence[float], scale: float) -> float:
-    return float(np.interp(scale, scales, rates_rps)) if np.isfinite(scale) else scale
+    return float(np.interp(scale, scales, rates_rps)) if isfinite(scale) else scale
 
 
 def parting(
