@@ -258,9 +258,10 @@ def test_what_is_wrong_with_parameters_is_named(policy, settings, words):
         discipline(policy("def f(request, a=1.0):\n    return a") + settings)
 
 
-def test_a_missing_file():
-    with pytest.raises(InputError, match=r"no file nowhere/my\.py"):
-        discipline("nowhere/my.py:f")
+@pytest.mark.parametrize("path", ["nowhere/my.py", "~nobody0/my.py"])
+def test_a_missing_file(path):
+    with pytest.raises(InputError, match=f"no file {path}"):
+        discipline(f"{path}:f")
 
 
 AT_RUN_TIME = {

@@ -12,6 +12,7 @@ The simulator compiles a function once; a gateway calls it as it is.
 """
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -114,7 +115,7 @@ def load(name: str) -> Any:
             raise InputError(f"policy {name}: {type(error).__name__}: {error}") from None
     else:
         path, _, attribute = name.rpartition(":")
-        file = Path(path).expanduser().absolute()
+        file = Path(os.path.expanduser(path)).absolute()
         if not file.is_file():
             raise InputError(f"policy {name}: no file {path}")
         module = _module(file, file.stat().st_mtime_ns)
