@@ -116,19 +116,24 @@ def fault(fleet: Fleet, s: state.State) -> str:
     function = custom_functions(fleet)[HOOKS[row]]
     request = s.requests[r]
     engine = s.engines[int(request["engine"])]
+    free = int(engine["free"] + engine["evictable"] * engine["prefix_blocks"])
+    shift = int(engine["block_shift"])
     views = {
         "request": Request(
             float(request["arrival_s"]),
             *(int(request[n]) for n in ("prompt", "produced", "predicted", "priority")),
         ),
-        "engine": Engine(float(engine["end_s"]), int(engine["running"]), int(engine["max_seqs"]), 0, 0),
+        "engine": Engine(
+            float(engine["end_s"]), int(engine["running"]), int(engine["max_seqs"]),
+            free << shift, int(engine["kv_blocks"]) << shift,
+        ),
         "replica": Replica(0, int(s.load_requests[0]), int(s.load_tokens[0]), False),
         "fleet": FleetView(float(request["arrival_s"]), len(s.engines), int(s.load_requests.sum()),
                            int(s.load_tokens.sum())),
     }  # fmt: skip
     try:
-        answer = function.function(*(views[v] for v in function.views), *function.parameters)
-        happened = f"returned {answer!r}, which is no number"
+        function.function(*(views[v] for v in function.views), *function.parameters)
+        happened = "returned nan, which is no number,"
     except Exception as error:
         happened = f"raised {type(error).__name__}: {error}"
     return f"policy {function.name} {happened} for request {r} ({views['request']})"

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpusched.errors import InputError, unknown_name
 from gpusched.policies.batching import order as orders
-from gpusched.policies.custom import Batching, Compiled, compile_function, is_custom, load
+from gpusched.policies.custom import Batching, Compiled, compile_function, is_custom, load, split
 from gpusched.policies.custom import settings as split_settings
 
 CHUNKED, WHOLE, STATIC = range(3)
@@ -162,9 +162,9 @@ def discipline(text: str) -> Discipline:
     Raises:
         InputError: no such discipline or parameter, or a value out of range.
     """
-    if is_custom(text):
-        return _custom(text)
     name, *settings = text.split("+")
+    if name not in DISCIPLINES and is_custom(text):
+        return _custom(text)
     if name not in DISCIPLINES:
         raise InputError(unknown_name("batching policy", name, DISCIPLINES))
     found = DISCIPLINES[name]
@@ -179,7 +179,7 @@ def discipline(text: str) -> Discipline:
 
 
 def _custom(text: str) -> Discipline:
-    name, *settings = text.split("+")
+    name, settings = split(text)
     predictor = [setting[10:] for setting in settings if setting.startswith("predictor=")]
     numbers = "+".join([name] + [s for s in settings if not s.startswith("predictor=")])
     found = load(name)
