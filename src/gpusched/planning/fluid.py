@@ -432,6 +432,9 @@ class _Problem:
             for name, price in zip(self.names, capacity_prices, strict=True)
             if name
         }
+        if "tpot" in shadow_prices:
+            # the row is the mean times its denominator
+            shadow_prices["tpot"] *= self.server.streams - float(v[self.x].sum())
         for c, price in zip(self.classes, arrival_prices, strict=True):
             shadow_prices[f"arrivals of {c.name}"] = float(price)
         self._keep_value(value)
