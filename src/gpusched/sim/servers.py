@@ -43,8 +43,8 @@ from gpusched.sim.servers_kernel import (
 Floats = NDArray[np.float64]
 Service = Literal["exponential", "fixed"]
 
-BURST = 2.0
-"""Credits a class may save up."""
+BURST = 10.0
+"""Credits a class may save up: enough to outlast a stretch in which all prefill slots are taken."""
 
 
 @dataclass(frozen=True, slots=True)

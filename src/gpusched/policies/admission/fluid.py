@@ -249,7 +249,7 @@ def violations(plan: FluidPlan, limits: ServiceTerms = NO_TERMS) -> list[str]:
 
 
 GAPS_AND_TPOT = 5
-"""Variables beside those of the classes: highest and lowest x and y_s, and the mean TPOT."""
+"""Variables beside those of the classes: highest and lowest ``x`` and ``y_s``, and the mean TPOT."""
 
 
 class _Problem:
@@ -293,7 +293,7 @@ class _Problem:
         self.prefill_rate = np.fromiter((1.0 / server.prefill_s(c) for c in classes), np.float64)
         self.mixed_rate = np.fromiter((1.0 / server.mixed_decode_s(c) for c in classes), np.float64)
         self.solo_rate = np.fromiter((1.0 / server.solo_decode_s(c) for c in classes), np.float64)
-        self.patience = np.fromiter((c.abandonment_rps for c in classes), np.float64)
+        self.abandonment = np.fromiter((c.abandonment_rps for c in classes), np.float64)
         self.earnings = self._earnings(charging)
         self.objective = self.earnings.copy()
         for gap, high, low in (
@@ -305,9 +305,9 @@ class _Problem:
         self.objective[self.tpot] -= penalties.tpot_s or 0.0
         queue = decode_queue and not (limits.fairness or penalties.fairness)
         self.upper = upper = np.full(self.size, np.inf)
-        upper[self.q_p] = np.where(self.patience > 0, np.inf, 0.0)
-        upper[self.q_d] = np.where((self.patience > 0) & queue, np.inf, 0.0)
-        upper[self.r] = np.where(self.patience > 0, 0.0, np.inf)
+        upper[self.q_p] = np.where(self.abandonment > 0, np.inf, 0.0)
+        upper[self.q_d] = np.where((self.abandonment > 0) & queue, np.inf, 0.0)
+        upper[self.r] = np.where(self.abandonment > 0, 0.0, np.inf)
         self.rows: list[Floats] = []
         self.limits_of_rows: list[float] = []
         self.names: list[str] = []
@@ -379,10 +379,10 @@ class _Problem:
         first, second = matrix[:count], matrix[count:]
         one = np.eye(count)
         first[:, self.x] = one * self.prefill_rate
-        first[:, self.q_p] = one * self.patience
+        first[:, self.q_p] = one * self.abandonment
         first[:, self.r] = one
         second[:, self.x] = one * self.prefill_rate
-        second[:, self.q_d] = -one * self.patience
+        second[:, self.q_d] = -one * self.abandonment
         second[:, self.y_m] = -one * self.mixed_rate
         second[:, self.y_s] = -one * self.solo_rate
         rates = np.fromiter((c.rate_rps for c in self.classes), np.float64)
@@ -432,6 +432,9 @@ class _Problem:
             for name, price in zip(self.names, capacity_prices, strict=True)
             if name
         }
+        if "tpot" in shadow_prices:
+            # the row is the mean times its denominator
+            shadow_prices["tpot"] *= self.server.streams - float(v[self.x].sum())
         for c, price in zip(self.classes, arrival_prices, strict=True):
             shadow_prices[f"arrivals of {c.name}"] = float(price)
         self._keep_value(value)
