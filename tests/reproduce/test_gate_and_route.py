@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpusched.planning.fluid import fluid_plan
+from gpusched.policies.admission.fluid import fluid_plan
 from gpusched.reproduce import gate_and_route as experiment
 from gpusched.reproduce.claim import Setting
 

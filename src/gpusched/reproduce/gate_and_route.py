@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.parallel import Parallelism
-from gpusched.planning.fluid import NO_TERMS, ServiceTerms, demand, fluid_plan
 from gpusched.planning.fluid_policy import PAPER_NAMES, control_for
+from gpusched.policies.admission.fluid import NO_TERMS, ServiceTerms, demand, fluid_plan
 from gpusched.policies.admission.service import Prices, RequestClass, ServerModel
 from gpusched.report.svg import Line, Rule, line_chart
 from gpusched.reproduce.claim import Claim, Reproduction, Setting
