@@ -65,9 +65,7 @@ def test_printed_memory_of_a_chat_load_follows_from_two_of_its_columns():
 
 
 rates = st.floats(0.01, 50.0)
-loads = st.lists(
-    st.tuples(rates, st.integers(1, 500), st.integers(0, 200)), min_size=1, max_size=4
-)
+loads = st.lists(st.tuples(rates, st.integers(1, 500), st.integers(0, 200)), min_size=1, max_size=4)
 
 
 @given(loads, st.floats(1e-3, 1.0), st.floats(1e-9, 1e-4), st.floats(0.05, 0.95))
@@ -140,7 +138,9 @@ def test_overload_is_told_with_the_rate_that_would_be_stable():
 def test_a_load_beyond_memory_but_not_beyond_speed_says_so():
     balance = equilibrium(RequestTypes.of(500, 100, 10), AffineTime(0.02, 1e-6), 2e4)
     assert balance.load < 1
-    with pytest.raises(InfeasibleError, match=r"hold 27,3\d\d tokens.*above the capacity of 20,000"):
+    with pytest.raises(
+        InfeasibleError, match=r"hold 27,3\d\d tokens.*above the capacity of 20,000"
+    ):
         balance.require_stable(500)
 
 

@@ -67,9 +67,9 @@ def test_slack_that_does_not_fit_falls_back_to_the_equilibrium():
 
 
 def test_an_unstable_load_is_told():
-    with pytest.raises(InfeasibleError, match="are unstable on one engine.*are stable"):
+    with pytest.raises(InfeasibleError, match=r"are unstable on one engine.*are stable"):
         wait_thresholds(two_types(21), TIME, 1e9)
-    with pytest.raises(InfeasibleError, match="are unstable on one engine.*are stable"):
+    with pytest.raises(InfeasibleError, match=r"are unstable on one engine.*are stable"):
         nested_thresholds([100] * 4, [10, 20, 30, 40], 5000.0, TIME, 1e5)
 
 

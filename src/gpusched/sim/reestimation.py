@@ -39,7 +39,9 @@ class Reestimation:
 
     def __init__(self, pools: list[tuple[Pool, Discipline, int]], s: state.State) -> None:
         self.pools = [
-            LearningPool(first, first + pool.lanes, chosen.reestimate_s, estimator_for(pool, chosen))
+            LearningPool(
+                first, first + pool.lanes, chosen.reestimate_s, estimator_for(pool, chosen)
+            )
             for pool, chosen, first in pools
             if learns(chosen)
         ]
@@ -82,7 +84,8 @@ class Reestimation:
         states = s.requests["state"][unseen]
         self._unseen = unseen[states == state.ABSENT]
         arrived = unseen[(states != state.ABSENT) & (states != state.REJECTED)]
-        return arrived[np.lexsort((arrived, s.requests["arrival_s"][arrived]))]
+        order = np.lexsort((arrived, s.requests["arrival_s"][arrived]))
+        return np.asarray(arrived[order], np.int64)
 
     def _observe(self, s: state.State, pool: LearningPool, now_s: float) -> None:
         """Tell the estimator how far the requests of its sample have come."""

@@ -216,8 +216,9 @@ class GroupEstimator:
         self._advance(float(at_s[-1]))
         recent = np.exp((at_s - self.clock_s) / RATE_MEMORY_S)
         self._counts += np.bincount(group, recent, len(self._counts))
-        rate_rps = float(self._rates(self.clock_s).sum())
-        kept = numbers % max(round(rate_rps * SAMPLE_SPAN_S / SAMPLE), 1) == 0
+        rate_rps = float(self._rates(self.clock_s).sum()) * self.engines
+        span_s = min(SAMPLE_SPAN_S, self.clock_s - self.start_s)
+        kept = numbers % max(round(rate_rps * span_s / SAMPLE), 1) == 0
         fresh = np.zeros(int(kept.sum()), np.int64)
         self.numbers = np.concatenate((self.numbers, numbers[kept]))[-SAMPLE:]
         self._prompt = np.concatenate((self._prompt, prompt[kept]))[-SAMPLE:]

@@ -20,8 +20,8 @@ from gpusched.policies.batching.equilibrium import (
     RequestTypes,
     equilibrium,
     grouped_types,
-    life_sums,
     lengths_of,
+    life_sums,
 )
 
 Floats = NDArray[np.float64]
