@@ -99,6 +99,13 @@ def test_thresholds_follow_a_step_of_the_rate(settings_made):
     assert max(first) >= 2
 
 
+def test_an_unstable_load_is_told_with_the_bound():
+    result = simulate(engine("nested-wait+reestimate_s=10"), chat(4000, 200.0))
+    assert len(result.notes) == 1
+    assert "requests/s an engine are unstable, at most" in result.notes[0]
+    assert simulate(engine("nested-wait+reestimate_s=10"), chat(1000, 10.0)).notes == ()
+
+
 @given(st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
 def test_nothing_is_known_of_the_future(seed):

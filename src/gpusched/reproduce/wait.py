@@ -522,6 +522,8 @@ PRINTED = {50: 34_377, 60: 55_758, 70: 100_327, 80: 250_509}
 """Equilibrium memory by rate for lmsys-chat-1m, tokens."""
 CHAT_REQUESTS = 30_000
 """Enough for the backlog to show a drift: a full engine holds a thousand requests."""
+PROMPT_LOG_MEAN, PROMPT_LOG_SPREAD = 3.18, 1.866
+"""Log-normal prompts, cut at 499 tokens, of the printed mean and median."""
 OUTPUT_SHARES = (0.0, 0.31, 0.5, 0.7, 0.86, 0.95, 1.0)
 OUTPUT_QUANTILES = (1, 50, 116, 195, 300, 380, 499)
 """Through the printed quantiles of outputs; the others make the printed mean."""
@@ -544,8 +546,8 @@ def chat_lengths(
             raise InputError(f"{file}: no requests of lmsys below 500 tokens")
         return (kept[:, 0], kept[:, 1]), f"{len(kept)} requests of {file.name}"
     rng = np.random.default_rng(setting.seed)
-    prompt = np.exp(np.log(21) + 1.45 * rng.standard_normal(8000))
-    prompt = prompt[prompt < 499][:5000]
+    prompt = np.exp(PROMPT_LOG_MEAN + PROMPT_LOG_SPREAD * rng.standard_normal(20_000))
+    prompt = prompt[prompt < 499]
     output = np.interp(rng.random(len(prompt)), OUTPUT_SHARES, OUTPUT_QUANTILES)
     return (
         np.maximum(prompt, 1).astype(np.int32),

@@ -36,7 +36,7 @@ MARGIN = 0.98
 """Share of the stable rate that thresholds are set for when the load is beyond it."""
 RATE_MEMORY_S = 60.0
 """Time constant of the arrival rates."""
-SAMPLE = 4096
+SAMPLE = 2048
 """Requests whose lengths are kept."""
 SAMPLE_SPAN_S = 300.0
 """Time the sample covers at least: at high rates it holds every so many-th request only."""
@@ -192,6 +192,10 @@ class GroupEstimator:
         self.nested = chosen.name == "nested-wait"
         self._counts = np.zeros(1 if self.nested else len(ends))
         self._learned = False
+        self.estimates = 0
+        self.unstable = 0
+        self.note = ""
+        """What was assumed when the load was last estimated to be unstable."""
         self.numbers = np.zeros(0, np.int64)
         """Numbers of the requests in the sample, ascending."""
         self._prompt = np.zeros(0)
@@ -283,6 +287,12 @@ class GroupEstimator:
         if load is None:
             return self.groups
         found = groups_of(self.chosen, load, self.time, self.kv_tokens, self.window)
+        self.estimates += 1
+        if found.note:
+            self.unstable += 1
+            self.note = (
+                f"{found.note} ({self.unstable} of {self.estimates} estimates so far were unstable)"
+            )
         found = found._replace(seats=min(found.seats, self.seats), note="")
         if not self._learned or _differ(found, self.groups):
             self.groups = found
