@@ -13,6 +13,7 @@ from gpusched.policies.batching.equilibrium import (
     RequestTypes,
     equilibrium,
     grouped_types,
+    types_of,
 )
 from gpusched.policies.batching.thresholds import (
     ENDLESS,
@@ -70,7 +71,7 @@ def test_an_unstable_load_is_told():
     with pytest.raises(InfeasibleError, match=r"are unstable on one engine.*are stable"):
         wait_thresholds(two_types(21), TIME, 1e9)
     with pytest.raises(InfeasibleError, match=r"are unstable on one engine.*are stable"):
-        nested_thresholds([100] * 4, [10, 20, 30, 40], 5000.0, TIME, 1e5)
+        nested_thresholds(two_types(21), np.array([10.0, 40.0]), ENDS, TIME, 1e9)
 
 
 @given(
@@ -210,8 +211,10 @@ def test_segments_end_at_quantiles():
 def test_nested_thresholds_drain_and_take_in_what_arrives():
     rng = np.random.default_rng(2)
     prompt, output = rng.integers(10, 200, 3000), rng.geometric(0.01, 3000)
-    found = nested_thresholds(prompt, output, 30.0, TIME, 1e6, segments=5)
-    survival = survival_into(output - 1.0, segment_ends(output - 1.0, 5))
+    steps = output - 1.0
+    ends = segment_ends(steps, 5)
+    found = nested_thresholds(types_of(prompt, output, 30.0), steps, ends, TIME, 1e6)
+    survival = survival_into(steps, ends)
     assert found.per_stage[0] > 30.0 * found.iteration_s
     assert (found.per_stage[1:] > survival[1:] * found.per_stage[:-1]).all()
     assert (found.per_stage[1:] <= found.per_stage[:-1]).all()
@@ -224,7 +227,7 @@ def test_one_segment_is_one_type():
     everyone = np.zeros(300, np.int64)
     types = grouped_types(prompt, steps, everyone, np.array([9.0]), [89])
     wait = wait_thresholds(types, TIME, 1e6)
-    nested = nested_thresholds(prompt, steps + 1, 9.0, TIME, 1e6, segments=1)
+    nested = nested_thresholds(types, steps, np.array([89]), TIME, 1e6)
     assert nested.per_stage == pytest.approx(wait.per_stage)
     assert (nested.residents, nested.hold_s) == pytest.approx((wait.residents, wait.hold_s))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gpusched.errors import InputError
+from gpusched.errors import InfeasibleError, InputError
 from gpusched.policies.batching.discipline import Discipline
 from gpusched.policies.batching.equilibrium import (
     IterationTime,
@@ -21,6 +21,7 @@ from gpusched.policies.batching.equilibrium import (
 )
 from gpusched.policies.batching.thresholds import (
     ENDLESS,
+    Thresholds,
     check_nested,
     check_wait,
     nested_thresholds,
@@ -96,26 +97,29 @@ def groups_of(
         InputError: the discipline's own thresholds are outside their region.
     """
     types = load.types(window)
-    rate_rps = float(load.rate_rps.sum())
     if chosen.thresholds:
         return _given(chosen, load, types, time, kv_tokens)
-    balance = equilibrium(types, time, kv_tokens)
+
+    def fitting(types: RequestTypes) -> Thresholds:
+        if chosen.name == "wait":
+            return wait_thresholds(types, time, kv_tokens, slack=chosen.slack)
+        return nested_thresholds(
+            types, load.output_tokens - 1.0, load.decode_ends, time, kv_tokens,
+            weight=load.weight, slack=chosen.slack,
+        )  # fmt: skip
+
     note = ""
-    if not balance.stable:
-        factor = MARGIN * balance.stable_multiple
+    try:
+        found = fitting(types)
+    except InfeasibleError:
+        rate_rps = float(load.rate_rps.sum())
+        multiple = equilibrium(types, time, kv_tokens).stable_multiple
+        found = fitting(types.scale_rate(MARGIN * multiple))
         note = (
             f"{chosen.name}: {rate_rps:.4g} requests/s an engine are unstable, at most "
-            f"{balance.stable_multiple * rate_rps:.4g} are stable; thresholds are set for "
-            f"{factor * rate_rps:.4g}"
+            f"{multiple * rate_rps:.4g} are stable; thresholds are set for "
+            f"{MARGIN * multiple * rate_rps:.4g}"
         )
-        types, rate_rps = types.scale_rate(factor), factor * rate_rps
-    if chosen.name == "nested-wait":
-        found = nested_thresholds(
-            load.prompt_tokens, load.output_tokens, rate_rps, time, kv_tokens,
-            decode_ends=load.decode_ends, weight=load.weight, slack=chosen.slack, window=window,
-        )  # fmt: skip
-    else:
-        found = wait_thresholds(types, time, kv_tokens, slack=chosen.slack)
     seats = chosen.cap or found.residents
     caps = np.full(len(found.ends), seats, np.int64)
     return Groups(found.ends, found.starts, caps, seats, chosen.hold_s or found.hold_s, note)
