@@ -40,7 +40,10 @@ def groups_for(
     rates = rate_rps * np.bincount(group) / len(group)
     load = Load(rates, ends, prompt, steps + 1.0, np.ones(len(steps)), group)
     found = groups_of(chosen, load, EngineTime(pool.timing), kv_tokens(pool), pool.timing.window)
-    return found._replace(seats=min(found.seats, seats(pool)))
+    note = f"{chosen.name}: groups are set from the whole trace, its future included"
+    return found._replace(
+        seats=min(found.seats, seats(pool)), note="; ".join(filter(None, (note, found.note)))
+    )
 
 
 def learns(chosen: Discipline) -> bool:

@@ -6,6 +6,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusched.compilation import compiled_for
 from gpusched.policies.batching.discipline import Discipline
 from gpusched.policies.batching.estimation import GroupEstimator, Groups
 from gpusched.sim import kernel, state
@@ -49,12 +50,17 @@ class Reestimation:
         self._later = np.isnan(s.requests["arrival_s"])
         self._unseen = np.flatnonzero(self._later)
         if self.pools:
-            kernel.regroup(s, 0, 0, 0.0)
+            self._regroup = compiled_for(kernel.regroup, s, 0, 0, 0.0)
 
     @property
     def due_s(self) -> float:
         """When some groups are set next."""
         return min((pool.due_s for pool in self.pools), default=inf)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to tell of loads that were estimated to be unstable."""
+        return tuple(pool.estimator.note for pool in self.pools if pool.estimator.note)
 
     def update(self, s: state.State) -> None:
         """Set the groups that are due, the simulation having come to that time."""
@@ -74,7 +80,7 @@ class Reestimation:
             found = pool.estimator.thresholds(now_s)
             if found is not before:
                 set_groups(s, pool.first, pool.last, found)
-                kernel.regroup(s, pool.first, pool.last, now_s)
+                self._regroup(s, pool.first, pool.last, now_s)
 
     def _arrived(self, s: state.State) -> Rows:
         """Rows of requests that have been accepted since the last time, in order of arrival."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.compilation import is_cached
+from gpusched.compilation import compiled_for, is_cached
 from gpusched.errors import InputError
 from gpusched.policies.admission.policy import GATED, STAGGERED
 from gpusched.policies.batching.discipline import LOOK_AHEAD, OPEN, Discipline, discipline
@@ -68,12 +68,12 @@ def simulate(
     announce_compilation()
     if not hasattr(kernel.run, "signatures"):
         s = attribute_access(s)
-    kernel.run(s, rules, 0, math.inf)
+    run = compiled_for(kernel.run, s, rules, EVENTS_PER_SLICE, math.inf)
     chosen = [(pool, discipline(pool.batching)) for pool in fleet.pools]
     learning = Reestimation([(p, d, int(e)) for (p, d), e in zip(chosen, firsts, strict=True)], s)
     started = time.perf_counter()
     while True:
-        status = kernel.run(s, rules, EVENTS_PER_SLICE, learning.due_s)
+        status = run(s, rules, EVENTS_PER_SLICE, learning.due_s)
         if status == kernel.DUE:
             learning.update(s)
         elif status != kernel.UNDER_WAY:
@@ -85,7 +85,7 @@ def simulate(
     if status == kernel.STALLED:
         raise InputError(stall(fleet, s))
     wall_s = time.perf_counter() - started
-    return collect(fleet, trace, s, firsts, wall_s, notes)
+    return collect(fleet, trace, s, firsts, wall_s, notes + learning.notes)
 
 
 def attribute_access(s: state.State) -> state.State:

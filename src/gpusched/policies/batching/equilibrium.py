@@ -250,10 +250,11 @@ def grouped_types(
     """
     count = len(rate_rps)
     weight = np.ones(len(group)) if weight is None else weight
-    total = np.bincount(group, weight, count)
 
     def summed(values: Floats) -> Floats:
-        return np.bincount(group, weight * values, count)
+        return np.asarray(np.bincount(group, weight * values, count), np.float64)
+
+    total = summed(np.ones(len(group)))
 
     def mean(values: Floats, over: Floats = total) -> Floats:
         return np.divide(values, over, out=np.zeros(count), where=over > 0)

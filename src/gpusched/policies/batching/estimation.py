@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gpusched.errors import InputError
+from gpusched.errors import InfeasibleError, InputError
 from gpusched.policies.batching.discipline import Discipline
 from gpusched.policies.batching.equilibrium import (
     IterationTime,
@@ -21,6 +21,7 @@ from gpusched.policies.batching.equilibrium import (
 )
 from gpusched.policies.batching.thresholds import (
     ENDLESS,
+    Thresholds,
     check_nested,
     check_wait,
     nested_thresholds,
@@ -36,7 +37,7 @@ MARGIN = 0.98
 """Share of the stable rate that thresholds are set for when the load is beyond it."""
 RATE_MEMORY_S = 60.0
 """Time constant of the arrival rates."""
-SAMPLE = 4096
+SAMPLE = 2048
 """Requests whose lengths are kept."""
 SAMPLE_SPAN_S = 300.0
 """Time the sample covers at least: at high rates it holds every so many-th request only."""
@@ -96,26 +97,29 @@ def groups_of(
         InputError: the discipline's own thresholds are outside their region.
     """
     types = load.types(window)
-    rate_rps = float(load.rate_rps.sum())
     if chosen.thresholds:
         return _given(chosen, load, types, time, kv_tokens)
-    balance = equilibrium(types, time, kv_tokens)
+
+    def fitting(types: RequestTypes) -> Thresholds:
+        if chosen.name == "wait":
+            return wait_thresholds(types, time, kv_tokens, slack=chosen.slack)
+        return nested_thresholds(
+            types, load.output_tokens - 1.0, load.decode_ends, time, kv_tokens,
+            weight=load.weight, slack=chosen.slack,
+        )  # fmt: skip
+
     note = ""
-    if not balance.stable:
-        factor = MARGIN * balance.stable_multiple
+    try:
+        found = fitting(types)
+    except InfeasibleError:
+        rate_rps = float(load.rate_rps.sum())
+        multiple = equilibrium(types, time, kv_tokens).stable_multiple
+        found = fitting(types.scale_rate(MARGIN * multiple))
         note = (
             f"{chosen.name}: {rate_rps:.4g} requests/s an engine are unstable, at most "
-            f"{balance.stable_multiple * rate_rps:.4g} are stable; thresholds are set for "
-            f"{factor * rate_rps:.4g}"
+            f"{multiple * rate_rps:.4g} are stable; thresholds are set for "
+            f"{MARGIN * multiple * rate_rps:.4g}"
         )
-        types, rate_rps = types.scale_rate(factor), factor * rate_rps
-    if chosen.name == "nested-wait":
-        found = nested_thresholds(
-            load.prompt_tokens, load.output_tokens, rate_rps, time, kv_tokens,
-            decode_ends=load.decode_ends, weight=load.weight, slack=chosen.slack, window=window,
-        )  # fmt: skip
-    else:
-        found = wait_thresholds(types, time, kv_tokens, slack=chosen.slack)
     seats = chosen.cap or found.residents
     caps = np.full(len(found.ends), seats, np.int64)
     return Groups(found.ends, found.starts, caps, seats, chosen.hold_s or found.hold_s, note)
@@ -192,6 +196,10 @@ class GroupEstimator:
         self.nested = chosen.name == "nested-wait"
         self._counts = np.zeros(1 if self.nested else len(ends))
         self._learned = False
+        self.estimates = 0
+        self.unstable = 0
+        self.note = ""
+        """What was assumed when the load was last estimated to be unstable."""
         self.numbers = np.zeros(0, np.int64)
         """Numbers of the requests in the sample, ascending."""
         self._prompt = np.zeros(0)
@@ -216,8 +224,9 @@ class GroupEstimator:
         self._advance(float(at_s[-1]))
         recent = np.exp((at_s - self.clock_s) / RATE_MEMORY_S)
         self._counts += np.bincount(group, recent, len(self._counts))
-        rate_rps = float(self._rates(self.clock_s).sum())
-        kept = numbers % max(round(rate_rps * SAMPLE_SPAN_S / SAMPLE), 1) == 0
+        rate_rps = float(self._rates(self.clock_s).sum()) * self.engines
+        span_s = min(SAMPLE_SPAN_S, self.clock_s - self.start_s)
+        kept = numbers % max(round(rate_rps * span_s / SAMPLE), 1) == 0
         fresh = np.zeros(int(kept.sum()), np.int64)
         self.numbers = np.concatenate((self.numbers, numbers[kept]))[-SAMPLE:]
         self._prompt = np.concatenate((self._prompt, prompt[kept]))[-SAMPLE:]
@@ -282,6 +291,12 @@ class GroupEstimator:
         if load is None:
             return self.groups
         found = groups_of(self.chosen, load, self.time, self.kv_tokens, self.window)
+        self.estimates += 1
+        if found.note:
+            self.unstable += 1
+            self.note = (
+                f"{found.note} ({self.unstable} of {self.estimates} estimates so far were unstable)"
+            )
         found = found._replace(seats=min(found.seats, self.seats), note="")
         if not self._learned or _differ(found, self.groups):
             self.groups = found

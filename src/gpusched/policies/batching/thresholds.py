@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from gpusched.errors import InfeasibleError, InputError
@@ -19,8 +19,6 @@ from gpusched.policies.batching.equilibrium import (
     IterationTime,
     RequestTypes,
     equilibrium,
-    grouped_types,
-    lengths_of,
     life_sums,
 )
 
@@ -284,51 +282,42 @@ def thresholds_for_total(total: float, survival: Floats, decode_ends: Ints) -> F
 
 
 def nested_thresholds(
-    prompt_tokens: ArrayLike,
-    output_tokens: ArrayLike,
-    rate_rps: float,
+    types: RequestTypes,
+    decode_steps: Floats,
+    decode_ends: Ints,
     time: IterationTime,
     kv_tokens: float,
     *,
-    segments: int = 4,
-    decode_ends: Ints | None = None,
     weight: Floats | None = None,
     slack: float = 0.1,
-    window: int = 0,
 ) -> Thresholds:
     """Return Nested WAIT's thresholds for requests whose output lengths are unknown.
 
-    Segments end at quantiles of the output length, or at ``decode_ends``. Their survival is that of
-    the sample, whose requests count by ``weight``; each threshold exceeds what survives by ``ETA``,
-    up to the one before, and the first takes in what arrives in an iteration with ``slack`` to
-    spare. The iteration is that of the fluid equilibrium, in which requests leave within segments
-    too.
+    Segments end at ``decode_ends``. Their survival is that of a sample of ``decode_steps``, whose
+    requests count by ``weight``; each threshold exceeds what survives by ``ETA``, up to the one
+    before, and the first takes in what arrives in an iteration with ``slack`` to spare. The
+    iteration is that of the fluid equilibrium, in which requests leave within segments too.
 
     Raises:
         InfeasibleError: the load is outside the stability region.
     """
-    prompt, steps = lengths_of(prompt_tokens, output_tokens)
-    weight = np.ones(len(steps)) if weight is None else weight
-    ends = segment_ends(steps, segments) if decode_ends is None else decode_ends
-    everyone = np.zeros(len(steps), np.int64)
-    types = grouped_types(
-        prompt, steps, everyone, np.full(1, rate_rps), ends[-1:], weight=weight, window=window
-    )
     balance = equilibrium(types, time, kv_tokens)
+    rate_rps = float(types.rate_rps.sum())
     balance.require_stable(rate_rps)
-    ratios = np.minimum(survival_into(steps, ends, weight) + ETA, 1.0)
+    ratios = np.minimum(survival_into(decode_steps, decode_ends, weight) + ETA, 1.0)
     ratios[0] = 1.0
     span_s = threshold_span_s(types, time, slack_for(balance.load, slack))
-    if span_s * rate_rps * float(types.lifetime_tokens[0]) > kv_tokens:
+    if span_s * float(types.rate_rps @ types.lifetime_tokens) > kv_tokens:
         span_s = balance.iteration_s
     n = np.asarray(rate_rps * span_s * np.cumprod(ratios), np.float64)
     iteration_s = time(types.batch(types.rate_rps * span_s))
+    prompt_tokens = float(np.average(types.prompt_tokens, weights=types.rate_rps))
     return Thresholds(
-        ends=np.append(ends[:-1] + 1, ENDLESS),
+        ends=np.append(decode_ends[:-1] + 1, ENDLESS),
         per_stage=n,
         residents=most_residents(types, kv_tokens),
         iteration_s=iteration_s,
-        memory_tokens=segment_memory_tokens(n, float(np.average(prompt, weights=weight)), ends),
+        memory_tokens=segment_memory_tokens(n, prompt_tokens, decode_ends),
         hold_s=2.0 * iteration_s,
     )
 
