@@ -20,6 +20,7 @@ from gpusched.policies.routing.packing import NO_CAP, pack, sort_window
 from gpusched.policies.routing.placement import FACTOR
 from gpusched.report.svg import Line, Rule, line_chart
 from gpusched.reproduce.claim import Claim, Reproduction, Setting
+from gpusched.reproduce.sbs_fleet import fleet_claims
 from gpusched.sim.decode_pool import LockstepRun, LockstepUnits, run_lockstep
 from gpusched.sim.gated import GatedEngines, GatedRun, run_gated
 from gpusched.timing.iteration import TimingModel, timing_model
@@ -70,11 +71,6 @@ def run(setting: Setting) -> Reproduction:
             "sbs-decode-dispersion": dispersion_chart,
         },
     )
-
-
-def fleet_claims(setting: Setting) -> tuple[Claim, ...]:
-    """Return the claims measured on the simulator of whole fleets."""
-    return ()
 
 
 def timing(units: int) -> TimingModel:
