@@ -102,7 +102,7 @@ def wake(s, e, now_s):
     if engine.steps > 0:
         return
     start_s = max(now_s, s.ready_s[e])
-    if engine.units > 1:
+    if s.lockstep is not None and engine.units > 1:
         wake_unit(s, e, start_s)
     elif start_s < s.timers_s[e]:
         engine.end_s = start_s
@@ -118,7 +118,7 @@ def enqueue(s, e, r, now_s):
     request.state = WAITING
     enter_queue(s, e, r, now_s, False)
     joins = engine.open and (engine.order == FCFS or engine.waiting_head == r or engine.skip > 0)
-    if joins and engine.steps > 1 and engine.units > 1:
+    if s.lockstep is not None and joins and engine.steps > 1 and engine.units > 1:
         shorten_group(s, e, now_s)
     elif joins and engine.steps > 1:
         wait_s = now_s - engine.start_s
@@ -251,23 +251,6 @@ def receive(s, r, now_s):
 
 
 @kernel
-def end_leap(s, rules, e):
-    """Take an engine, with all units that step with it, over the end of its leap and into the next
-    one."""
-    units = s.engines[e].units
-    if units > 1:
-        count_idle_units(s, e)
-    for u in range(e, e + units):
-        settle(s, rules, u)
-    for u in range(e, e + units):
-        schedule(s, u)
-    if units > 1:
-        lock_step(s, e)
-    else:
-        set_timer(s.timers_s, s.winners, e, s.engines[e].end_s)
-
-
-@kernel
 def settle(s, rules, e):
     """Account for the leap that an engine ends: tokens given, requests that stop or move on."""
     engine = s.engines[e]
@@ -307,6 +290,23 @@ def settle(s, rules, e):
 
 
 @kernel
+def end_leap(s, rules, e):
+    """Take an engine, and all that step with it, over the end of its leap and into the next one."""
+    if s.lockstep is None:
+        settle(s, rules, e)
+        schedule(s, e)
+        set_timer(s.timers_s, s.winners, e, s.engines[e].end_s)
+    else:
+        count_idle_units(s, e)
+        units = range(e, e + s.engines[e].units)
+        for u in units:
+            settle(s, rules, u)
+        for u in units:
+            schedule(s, u)
+        lock_step(s, e)
+
+
+@kernel
 def record_kv(s, e):
     """Add the leap's KV use to the time series: linear between its ends."""
     engine = s.engines[e]
@@ -329,8 +329,8 @@ def record_kv(s, e):
         i += 1
 
 
-@entry_kernel
-def run(s, rules, max_events):
+@kernel
+def process(s, rules, max_events):
     """Process up to ``max_events`` events and return where the run stands."""
     for _ in range(max_events):
         if s.counters[FAULT] > 0:
@@ -358,3 +358,15 @@ def run(s, rules, max_events):
         else:
             end_leap(s, rules, e)
     return FINISHED if s.counters[REMAINING] == 0 else UNDER_WAY
+
+
+@entry_kernel
+def run(s, rules, max_events):
+    """Process events of engines that step each for itself."""
+    return process(s, rules, max_events)
+
+
+@entry_kernel
+def run_lockstep(s, rules, max_events):
+    """Process events where some engines step together."""
+    return process(s, rules, max_events)

@@ -59,12 +59,13 @@ def simulate(
         InputError: the trace is empty or its block ids do not fit the engines' KV blocks.
     """
     s, rules, firsts, notes = build(fleet, trace, closed_loop=closed_loop, seed=seed)
-    announce_compilation()
-    if not hasattr(kernel.run, "signatures"):
+    run = kernel.run if s.lockstep is None else kernel.run_lockstep
+    announce_compilation(run)
+    if not hasattr(run, "signatures"):
         s = attribute_access(s)
-    kernel.run(s, rules, 0)
+    run(s, rules, 0)
     started = time.perf_counter()
-    while (status := kernel.run(s, rules, EVENTS_PER_SLICE)) == kernel.UNDER_WAY:
+    while (status := run(s, rules, EVENTS_PER_SLICE)) == kernel.UNDER_WAY:
         if progress is not None:
             progress(1.0 - int(s.counters[state.REMAINING]) / len(trace))
     if status == kernel.FAULTED:
@@ -124,9 +125,9 @@ def stall(fleet: Fleet, s: state.State) -> str:
     )
 
 
-def announce_compilation() -> None:
+def announce_compilation(run: Callable[..., int]) -> None:
     """Tell the user why the first run on a machine takes longer."""
-    if not is_cached(kernel.run):
+    if not is_cached(run):
         print(
             "compiling the simulator (once on this machine, some 10 to 20 s) ...",
             file=sys.stderr,
@@ -295,6 +296,7 @@ def build(
         parameters=np.stack(
             [custom[n].row() if n in custom else np.zeros(MAX_PARAMETERS) for n in HOOKS]
         ),
+        lockstep=True if (engines["units"] > 1).any() else None,
     )
     s.counters[state.REMAINING] = n
     rules = state.Rules(

@@ -237,6 +237,8 @@ class State(NamedTuple):
     hold: Any
     parameters: NDArray[np.float64]
     """Their parameters, a row each."""
+    lockstep: bool | None
+    """None where every engine steps for itself: the compiler then leaves out the code for groups."""
 
 
 class Rules(NamedTuple):
