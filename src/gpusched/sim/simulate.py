@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ def simulate(
 def attribute_access(s: state.State) -> state.State:
     """Return the state with records whose fields are attributes in plain Python too, for debugging
     with ``NUMBA_DISABLE_JIT=1``."""
-    records = {
+    records: dict[str, Any] = {
         name: array.view(np.recarray)
         for name, array in s._asdict().items()
         if isinstance(array, np.ndarray) and array.dtype.names
