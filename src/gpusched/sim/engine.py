@@ -467,7 +467,7 @@ def grow_to(s, e, steps):
 def cut_leap(s, e, now_s):
     """End the leap with the step under way."""
     engine = s.engines[e]
-    if engine.units > 1:
+    if s.coupled is not None and engine.units > 1:
         shorten_group(s, e, now_s)
         return
     wait_s = now_s - engine.start_s

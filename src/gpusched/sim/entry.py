@@ -20,7 +20,7 @@ from gpusched.policies.routing.placement import place
 from gpusched.sim.admission import enter_queue
 from gpusched.sim.blocks import blocks_for
 from gpusched.sim.engine import cut_leap
-from gpusched.sim.heaps import push_timed, set_timer
+from gpusched.sim.heaps import pop_timed, push_timed, set_timer
 from gpusched.sim.lockstep import wake_unit
 from gpusched.sim.state import (
     ABSENT,
@@ -49,6 +49,15 @@ def push_pending(s, time_s, r):
     """Let something happen to a request at a later time: an arrival or a transfer's end."""
     push_timed(s.pending_s, s.pending, s.counters[PENDING], time_s, r)
     s.counters[PENDING] += 1
+
+
+@kernel
+def pop_pending(s):
+    """Take the request out to which something happens next."""
+    r = np.int64(s.pending[0])
+    pop_timed(s.pending_s, s.pending, s.counters[PENDING])
+    s.counters[PENDING] -= 1
+    return r
 
 
 @kernel
@@ -183,7 +192,7 @@ def wake(s, e, now_s):
     if engine.steps > 0:
         return
     start_s = max(now_s, s.ready_s[e])
-    if engine.units > 1:
+    if s.coupled is not None and engine.units > 1:
         wake_unit(s, e, start_s)
     elif start_s < s.timers_s[e]:
         engine.end_s = start_s
@@ -213,6 +222,15 @@ def arrive(s, rules, r, now_s):
         ask_admission(s, rules, r, now_s)
     else:
         enter(s, rules, r, now_s)
+
+
+@cold_kernel
+def return_later(s, rules, r, now_s):
+    """Let a request come whose time was set during the run: a later round, or one put off."""
+    if s.requests[r].state == HELD:
+        ask_admission(s, rules, r, now_s)
+    else:
+        arrive(s, rules, r, now_s)
 
 
 @kernel

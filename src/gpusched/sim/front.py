@@ -1,8 +1,10 @@
 """The state of admission at the start of a run: an empty front, and the plan of its gate."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpusched.errors import InputError
 from gpusched.policies.admission.fluid import FluidPlan, fluid_plan
@@ -17,10 +19,18 @@ WINDOW = 512
 """Held requests that one release looks at."""
 
 
-def front_of(
-    fleet: Fleet, trace: Trace, lanes: list[Pool], entry_engines: int
-) -> tuple[np.ndarray, state.Window, state.Classes, str]:
-    """Return the record of held requests, the release window, the gate's classes, and what to tell.
+class Front(NamedTuple):
+    """Where requests are held."""
+
+    record: NDArray[np.void]
+    window: state.Window
+    classes: state.Classes
+    note: str
+    """What a gate's plan leaves out."""
+
+
+def front_of(fleet: Fleet, trace: Trace, lanes: list[Pool], entry_engines: int) -> Front:
+    """Return an empty front.
 
     A gate's plan is that of the trace's mean rates and lengths by class.
 
@@ -53,7 +63,7 @@ def front_of(
         reported_s=np.zeros(columns),
     )
     classes, note = classes_of(policy, trace, lanes)
-    return front, window, classes, note
+    return Front(front, window, classes, note)
 
 
 def full_pass_s(timing: CompiledTiming, tokens: int) -> float:
@@ -101,7 +111,6 @@ def classes_of(
             tails=np.full(count, state.NONE, np.int64),
             waiting=np.zeros(count, np.int64),
             arrival_s=np.zeros(count),
-            prefills=np.zeros(count, np.int64),
             targets=targets.astype(np.float64),
             queue_targets=queue_targets.astype(np.float64),
             metered=metered.astype(np.bool_),

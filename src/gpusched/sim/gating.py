@@ -54,7 +54,7 @@ def chosen_class(s, gate):
         gate,
         c.waiting,
         c.arrival_s,
-        c.prefills,
+        s.class_prefills,
         c.targets,
         c.queue_targets,
         c.metered,
@@ -99,7 +99,7 @@ def open_gate(s, rules, now_s):
         r = pop_of_class(s, i)
         if send(s, rules, e, r, now_s):
             s.requests[r].gated = True
-            c.prefills[i] += 1
+            s.class_prefills[i] += 1
 
 
 @cold_kernel
@@ -108,7 +108,7 @@ def end_prefill(s, r):
     request = s.requests[r]
     if request.gated:
         request.gated = False
-        s.classes.prefills[request.priority] -= 1
+        s.class_prefills[request.priority] -= 1
 
 
 @cold_kernel

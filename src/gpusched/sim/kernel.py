@@ -1,16 +1,15 @@
 """The event loop: arrivals, ends of leaps, hand-overs from prefill to decode, follow-up rounds.
 
 Events go in order of time. At equal times arrivals come before ends of leaps, the trace's own
-before those the simulation makes, then the release of held requests, and engines in order of their
-index.
+before those the simulation makes, and engines in order of their index.
 """
 
 import math
 
 import numpy as np
 
-from gpusched.compilation import cold_kernel, entry_kernel, kernel
-from gpusched.policies.admission.policy import GATED, STAGGERED
+from gpusched.compilation import entry_kernel, kernel
+from gpusched.policies.admission.policy import GATED
 from gpusched.policies.draws import random_u64
 from gpusched.sim.admission import expect_resident, forget_resident, predicted_left
 from gpusched.sim.blocks import available, blocks_for, release
@@ -19,23 +18,21 @@ from gpusched.sim.engine import cut_leap, finish_leap, give_token, grow_to, leav
 from gpusched.sim.entry import (
     add_load,
     arrive,
-    ask_admission,
     choose,
     enqueue,
     next_row,
+    pop_pending,
     push_pending,
     release_user,
+    return_later,
     wake,
 )
-from gpusched.sim.gating import end_prefill, free_solo, hold_at_gate, open_gate
-from gpusched.sim.heaps import pop_timed, set_timer
+from gpusched.sim.gating import end_prefill, free_solo
+from gpusched.sim.heaps import set_timer
 from gpusched.sim.lists import unlink_running
-from gpusched.sim.lockstep import count_idle_units, lock_step
-from gpusched.sim.staggering import end_pass, hold_for_release, prefilling, release_due
 from gpusched.sim.state import (
     DECODE_TURN,
     FAULT,
-    HELD,
     MIXED,
     NEXT_ROW,
     NONE,
@@ -75,7 +72,7 @@ def decode_engine(s, rules, r, now_s):
 @kernel
 def seat_elsewhere(s, rules, r, now_s):
     """Choose a decode engine for a request of a mixed one; NONE if it has no seat for it."""
-    if rules.admission == GATED:
+    if s.coupled is not None and rules.admission == GATED:
         return free_solo(s, rules, r)
     request = s.requests[r]
     d = decode_engine(s, rules, r, now_s)
@@ -122,50 +119,10 @@ def receive(s, r, now_s):
 
 @kernel
 def end_leap(s, rules, e):
-    """Take an engine, with all units that step with it, over the end of its leap and into the next
-    one."""
-    units = s.engines[e].units
-    if units > 1:
-        count_idle_units(s, e)
-    now_s = s.engines[e].end_s
-    passed = rules.admission == STAGGERED and e < rules.entry_engines and prefilling(s, e)
-    duration_s = now_s - s.engines[e].start_s
-    for u in range(e, e + units):
-        settle(s, rules, u)
-    if rules.admission in (STAGGERED, GATED):
-        for u in range(e, e + units):
-            s.engines[u].steps = 0
-        if passed:
-            end_pass(s, e, duration_s, now_s)
-        look_at_held(s, rules, now_s)
-    for u in range(e, e + units):
-        schedule(s, u)
-    if units > 1:
-        lock_step(s, e)
-    else:
-        set_timer(s.timers_s, s.winners, e, s.engines[e].end_s)
-
-
-@kernel
-def take_in(s, rules, r, now_s):
-    """Let a request arrive: hold it where admission does, else route it."""
-    if rules.admission == STAGGERED:
-        s.requests[r].arrival_s = now_s
-        hold_for_release(s, rules, r, now_s)
-    elif rules.admission == GATED:
-        s.requests[r].arrival_s = now_s
-        hold_at_gate(s, rules, r, now_s)
-    else:
-        arrive(s, rules, r, now_s)
-
-
-@cold_kernel
-def look_at_held(s, rules, now_s):
-    """Let in what held requests may now go on."""
-    if rules.admission == STAGGERED:
-        release_due(s, rules, now_s)
-    else:
-        open_gate(s, rules, now_s)
+    """Take an engine over the end of its leap and into the next one."""
+    settle(s, rules, e)
+    schedule(s, e)
+    set_timer(s.timers_s, s.winners, e, s.engines[e].end_s)
 
 
 @kernel
@@ -195,7 +152,7 @@ def settle(s, rules, e):
                     request.prompt + request.produced
                 ):
                     give_token(s, e, r)
-                    if rules.admission == GATED:
+                    if s.coupled is not None and rules.admission == GATED:
                         end_prefill(s, r)
                     if request.produced == request.output:
                         leave(s, e, r, request.prompt + request.output - 1)
@@ -251,7 +208,10 @@ def regroup(s, first, last, now_s):
 @entry_kernel
 def run(s, rules, max_events, until_s):
     """Process up to ``max_events`` events, none later than ``until_s``, and return where the run
-    stands."""
+    stands.
+
+    Every engine steps for itself, and admission holds no request: see ``coupled`` for the rest.
+    """
     for _ in range(max_events):
         if s.counters[FAULT] > 0:
             return FAULTED
@@ -262,26 +222,19 @@ def run(s, rules, max_events, until_s):
         row = len(s.requests) if rules.closed_loop else next_row(s)
         arrival_s = s.requests[row].arrival_s if row < len(s.requests) else math.inf
         pending_s = s.pending_s[0] if s.counters[PENDING] > 0 else math.inf
-        tick_s = s.front[0].tick_s
-        if until_s < min(arrival_s, pending_s, tick_s, end_s) < math.inf:
+        if until_s < min(arrival_s, pending_s, end_s) < math.inf:
             return DUE
-        if arrival_s <= min(pending_s, tick_s, end_s):
+        if arrival_s <= pending_s and arrival_s <= end_s:
             if arrival_s == math.inf:
                 return STALLED
             s.counters[NEXT_ROW] += 1
-            take_in(s, rules, row, arrival_s)
-        elif pending_s <= min(tick_s, end_s):
-            r = np.int64(s.pending[0])
-            pop_timed(s.pending_s, s.pending, s.counters[PENDING])
-            s.counters[PENDING] -= 1
+            arrive(s, rules, row, arrival_s)
+        elif pending_s <= end_s:
+            r = pop_pending(s)
             if s.requests[r].state == TRANSFER:
                 receive(s, r, pending_s)
-            elif s.requests[r].state == HELD:
-                ask_admission(s, rules, r, pending_s)
             else:
-                take_in(s, rules, r, pending_s)
-        elif tick_s <= end_s:
-            look_at_held(s, rules, tick_s)
+                return_later(s, rules, r, pending_s)
         else:
             end_leap(s, rules, e)
     return FINISHED if s.counters[REMAINING] == 0 else UNDER_WAY

@@ -21,6 +21,7 @@ from gpusched.policies.routing.policy import RoutingPolicy
 from gpusched.policies.views import Engine, Replica, Request
 from gpusched.policies.views import Fleet as FleetView
 from gpusched.sim import kernel, state
+from gpusched.sim.coupled import run_coupled
 from gpusched.sim.fleet import Fleet, Pool
 from gpusched.sim.front import front_of
 from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
@@ -65,10 +66,11 @@ def simulate(
         InputError: the trace is empty or its block ids do not fit the engines' KV blocks.
     """
     s, rules, firsts, notes = build(fleet, trace, closed_loop=closed_loop, seed=seed)
-    announce_compilation()
-    if not hasattr(kernel.run, "signatures"):
+    loop = kernel.run if s.coupled is None else run_coupled
+    announce_compilation(loop)
+    if not hasattr(loop, "signatures"):
         s = attribute_access(s)
-    run = compiled_for(kernel.run, s, rules, EVENTS_PER_SLICE, math.inf)
+    run = compiled_for(loop, s, rules, EVENTS_PER_SLICE, math.inf)
     chosen = [(pool, discipline(pool.batching)) for pool in fleet.pools]
     learning = Reestimation([(p, d, int(e)) for (p, d), e in zip(chosen, firsts, strict=True)], s)
     started = time.perf_counter()
@@ -150,11 +152,11 @@ def stall(fleet: Fleet, s: state.State) -> str:
     )
 
 
-def announce_compilation() -> None:
+def announce_compilation(run: Callable[..., int]) -> None:
     """Tell the user why the first run on a machine takes longer."""
-    if not is_cached(kernel.run):
+    if not is_cached(run):
         print(
-            "compiling the simulator (once on this machine, some 10 to 20 s) ...",
+            "compiling the simulator (once on this machine, half a minute or more) ...",
             file=sys.stderr,
             flush=True,
         )
@@ -278,7 +280,8 @@ def build(
         or entry_engines < len(lanes)
         or bool((requests["follower"] >= 0).any())
     )
-    front, window, classes, plan_note = front_of(fleet, trace, lanes, entry_engines)
+    coupled = admission.kind in (STAGGERED, GATED) or bool((engines["units"] > 1).any())
+    front = front_of(fleet, trace, lanes, entry_engines) if coupled else None
     leaves = 1 << (len(lanes) - 1).bit_length()
     timers_s = np.full(leaves, np.inf)
     winners = np.zeros(2 * leaves, np.int64)
@@ -325,9 +328,10 @@ def build(
         owners=np.full(max(n_blocks, 1), -1, np.int32),
         session_owners=np.full(sessions, state.NONE, np.int32),
         think_s=trace.think_s if trace.think_s is not None else np.zeros(0),
-        front=front,
-        window=window,
-        classes=classes,
+        front=front.record if front else None,
+        window=front.window if front else None,
+        classes=front.classes if front else None,
+        class_prefills=np.zeros(len(front.classes.waiting) if front else 1, np.int64),
         scratch=np.zeros(len(lanes)),
         by_tokens=np.arange(len(lanes)),
         timers_s=timers_s,
@@ -342,6 +346,7 @@ def build(
         parameters=np.stack(
             [custom[n].row() if n in custom else np.zeros(MAX_PARAMETERS) for n in HOOKS]
         ),
+        coupled=True if coupled else None,
     )
     s.counters[state.REMAINING] = n
     rules = state.Rules(
@@ -363,8 +368,8 @@ def build(
         s.counters[state.PENDING] = len(roots)
         s.counters[state.NEXT_ROW] = roots[-1] + 1
     notes = tuple(dict.fromkeys(group.note for group in groups.values() if group.note))
-    if plan_note:
-        notes += (plan_note,)
+    if front and front.note:
+        notes += (front.note,)
     if routing.kind == SESSION_AFFINITY and not sessions:
         notes += (f"{routing.name}: the trace has no sessions; the least loaded replica is taken",)
     return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64), notes

@@ -222,8 +222,6 @@ class Classes(NamedTuple):
     waiting: NDArray[np.int64]
     arrival_s: NDArray[np.float64]
     """Of each class's first request."""
-    prefills: NDArray[np.int64]
-    """In service."""
     targets: NDArray[np.float64]
     queue_targets: NDArray[np.float64]
     metered: NDArray[np.bool_]
@@ -290,9 +288,12 @@ class State(NamedTuple):
     """Engine that took each session's last round, or -1; empty without sessions."""
     think_s: NDArray[np.float64]
     """Delay before each later round; empty without sessions."""
-    front: NDArray[np.void]
-    window: Window
-    classes: Classes
+    front: NDArray[np.void] | None
+    window: Window | None
+    classes: Classes | None
+    """Where ``coupled``."""
+    class_prefills: NDArray[np.int64]
+    """Prefills in service that a gate let in, by class."""
     scratch: NDArray[np.float64]
     """Room for a number an engine."""
     by_tokens: NDArray[np.int64]
@@ -313,6 +314,9 @@ class State(NamedTuple):
     hold: Any
     parameters: NDArray[np.float64]
     """Their parameters, a row each."""
+    coupled: bool | None
+    """None where every engine steps for itself and admission holds no request: the compiler then
+    leaves out what only other fleets need."""
 
 
 class Router(NamedTuple):
