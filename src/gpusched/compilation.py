@@ -83,3 +83,18 @@ def is_cached(function: Any) -> bool:
         return True
     folder = Path(function.stats.cache_path)
     return folder.is_dir() and any(folder.glob(f"*{function.py_func.__name__}*.nbc"))
+
+
+def compiled_for(function: Any, *arguments: Any) -> Callable[..., Any]:
+    """Return an entry kernel's code for arguments of these types, to be called many times.
+
+    A call of the kernel itself looks at the types of all arguments first, which takes some
+    milliseconds where there are arrays of records.
+    """
+    if not hasattr(function, "get_overload"):
+        return function  # type: ignore[no-any-return]
+    type_of: Any = numba.typeof
+    types = tuple(type_of(argument) for argument in arguments)
+    function.compile(types)
+    compiled: Callable[..., Any] = function.get_overload(types)
+    return compiled

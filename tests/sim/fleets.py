@@ -1,12 +1,17 @@
 """Random timings, traces and fleets for the simulator's tests."""
 
+from pathlib import Path
+
 import numpy as np
 from hypothesis import strategies as st
 
+from gpusched.policies.batching.discipline import GROUPED, discipline
 from gpusched.sim.fleet import Fleet, KvLink, Pool
 from gpusched.sim.simulate import ClosedLoop
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Prefixes, Trace
+
+POLICIES = Path(__file__).with_name("own_policies.py")
 
 DISCIPLINES = [
     "prefill-first",
@@ -24,11 +29,13 @@ DISCIPLINES = [
     "a-min+predictor=noisy:0.5",
     "greedy",
     "greedy-clearing",
-    "wait+predictor=noisy:0.5",
-    "wait+predictor=noisy:0.5+start=strict",
-    "nested-wait",
-    "nested-wait+segments=8+start=strict",
-    "nested-wait+cap=6+hold_s=0.5",
+    "wait+predictor=noisy:0.5+reestimate_s=0",
+    "wait+predictor=noisy:0.5+start=strict+reestimate_s=0",
+    "wait+predictor=noisy:0.5+segments=6+reestimate_s=0.4",
+    "nested-wait+reestimate_s=0",
+    "nested-wait+segments=8+start=strict+reestimate_s=0",
+    "nested-wait+cap=6+hold_s=0.5+reestimate_s=0",
+    "nested-wait+segments=8+reestimate_s=0.3",
 ]
 """Every batching discipline but the plain ones, each with a length predictor of one kind."""
 
@@ -37,6 +44,7 @@ def timing(window: int = 0, *, scale: float = 1.0, max_tokens: int = 300) -> Com
     """A timing model with every term present and a convex token table."""
     n = np.arange(max_tokens + 1.0)
     b = np.arange(65.0)
+    group = np.arange(2 * max_tokens + 1.0)
     return CompiledTiming(
         tokens_s=scale * (6e-3 + 2.2e-5 * n + 1e-8 * n * n),
         decode_s=scale * (5e-3 + 1.3e-5 * np.ceil(b / 8) * 8),
@@ -48,6 +56,7 @@ def timing(window: int = 0, *, scale: float = 1.0, max_tokens: int = 300) -> Com
         prefill_fixed_s=scale * 4.3e-4,
         work_s=scale * 2.1e-9,
         window_work_s=scale * 1.3e-9 if window else 0.0,
+        experts_s=scale * (1e-3 * (group > 0) + 4e-6 * group),
     )
 
 
@@ -95,35 +104,55 @@ def trace(
 
 @st.composite
 def pools(draw, role: str, index: int, window: int) -> Pool:
-    """A pool with tight or ample memory."""
+    """A pool with tight or ample memory; ``half``: a mixed one beside a decode pool."""
     stages = draw(st.sampled_from([1, 1, 1, 2]))
     max_num_seqs = draw(st.sampled_from([2, 3, 8, 20, 64]))
-    allowed = {"mixed": ["vllm", "vllm", *DISCIPLINES], "decode": ["vllm"]}
-    batching = draw(st.sampled_from(allowed.get(role, ["vllm", "prefill-first", "sjf"])))
+    allowed = {
+        "mixed": ["vllm", "vllm", *DISCIPLINES],
+        "half": ["vllm", "vllm", *(d for d in DISCIPLINES if d != "static" and "wait" not in d)],
+        "prefill": ["vllm", "prefill-first", "sjf"],
+        "decode": ["vllm"],
+    }
+    batching = draw(st.sampled_from(allowed[role]))
+    grouped = discipline(batching).gate == GROUPED
     return Pool(
         name=f"{role}{index}",
         timing=timing(window, scale=draw(st.sampled_from([1.0, 0.7]))),
         kv_blocks=draw(st.sampled_from([20, 34, 60, 400])) * stages,
         replicas=draw(st.integers(1, 3)),
-        role=role,
+        role="mixed" if role == "half" else role,
         batching=batching,
         block_tokens=draw(st.sampled_from([8, 16])),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=draw(st.sampled_from([64, 100, 256, 1000])),
         prefix_caching=draw(st.booleans()),
         pipeline_stages=stages,
+        data_parallel=1 if grouped else draw(st.sampled_from([1, 1, 1, 2, 4])),
         startup_s=draw(st.sampled_from([0.0, 0.0, 0.6])),
     )
+
+
+def admissions(chosen: list[Pool]):
+    """Admission policies that go with pools."""
+    names = ["none", "none", "none", f"{POLICIES}:shed+limit=6"]
+    plain = {"vllm", "prefill-first", "sarathi", "greedy"}
+    if all(pool.batching in plain for pool in chosen):
+        names += ["staggered", "staggered+age_limit=2+lowest_interval_s=0.03"]
+        if all(pool.timing is chosen[0].timing for pool in chosen):
+            names += ["gate-and-route", "gate-and-route-capped", "gate-and-route-credit"]
+    return st.sampled_from(names)
 
 
 @st.composite
 def scenarios(draw) -> tuple[Fleet, Trace, ClosedLoop | None, int]:
     """A fleet, a trace, perhaps a closed loop, and a seed: every combination of features."""
     window = draw(st.sampled_from([0, 0, 24, 90]))
-    if draw(st.booleans()):
+    shape = draw(st.sampled_from(["mixed", "mixed", "disaggregated", "half"]))
+    if shape == "mixed":
         fleet_pools = [draw(pools("mixed", i, window)) for i in range(draw(st.integers(1, 2)))]
     else:
-        fleet_pools = [draw(pools("prefill", 0, window)), draw(pools("decode", 1, window))]
+        first = "prefill" if shape == "disaggregated" else "half"
+        fleet_pools = [draw(pools(first, 0, window)), draw(pools("decode", 1, window))]
     fleet = Fleet(
         tuple(fleet_pools),
         link=KvLink(draw(st.sampled_from([0.0, 1e-3])), draw(st.sampled_from([1e-6, 3e-4]))),
@@ -136,9 +165,15 @@ def scenarios(draw) -> tuple[Fleet, Trace, ClosedLoop | None, int]:
                     "least-tokens",
                     "power-of-two",
                     "prefix-affinity",
+                    "session-affinity+slack_requests=2",
+                    "iqr-lexicographic",
+                    "iqr-lexicographic+outlier_factor=0+slack_requests=2",
+                    f"{POLICIES}:emptiest+weight=3",
                 ]
             )
         ),
+        decode_routing=draw(st.sampled_from([None, "least-requests", "iqr-lexicographic"])),
+        admission=draw(admissions(fleet_pools)),
     )
     seed = draw(st.integers(0, 2**20))
     requests = trace(

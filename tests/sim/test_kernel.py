@@ -42,14 +42,14 @@ def assert_equal(fleet, trace, loop, seed):
             assert result.gaps.spread()[name] == pytest.approx(exact, rel=0.011)
     for use, index in zip(result.pools, range(len(fleet.pools)), strict=True):
         engines = [e for e in reference.engines if e.pool_index == index]
-        stages = fleet.pools[index].pipeline_stages
+        lanes = fleet.pools[index].lanes / fleet.pools[index].replicas
         assert use.iterations == sum(e.iterations for e in engines)
         assert use.prompt_tokens == sum(e.prompt_tokens for e in engines)
         assert use.output_tokens == sum(e.output_tokens for e in engines)
         peak = max(e.peak_blocks / e.kv_blocks for e in engines)
         assert use.kv_peak >= peak if use.role == "prefill" else use.kv_peak == peak
-        assert use.busy_s * stages == pytest.approx(sum(e.busy_s for e in engines), rel=1e-9)
-        assert use.prefill_busy_s * stages == pytest.approx(
+        assert use.busy_s * lanes == pytest.approx(sum(e.busy_s for e in engines), rel=1e-9)
+        assert use.prefill_busy_s * lanes == pytest.approx(
             sum(e.prefill_busy_s for e in engines), rel=1e-9
         )
 

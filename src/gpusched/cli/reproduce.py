@@ -21,8 +21,8 @@ def reproduce(
         Path | None,
         typer.Option(help="Folder of public traces; generated ones stand in for them otherwise."),
     ] = None,
-    charts: Annotated[
-        Path | None, typer.Option(help="Folder to write the experiments' charts to, as SVG.")
+    report: Annotated[
+        Path | None, typer.Option(help="Folder to write a page with charts to, one a paper.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes to use.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
@@ -30,7 +30,7 @@ def reproduce(
 ) -> None:
     """Rerun papers' experiments: each published figure, ours, and a verdict.
 
-    Example: gpusched reproduce mc-sf --charts out
+    Example: gpusched reproduce mc-sf --report out
 
     Without a name, the papers are listed.
     """
@@ -64,8 +64,8 @@ def reproduce(
         result = rerun(name, setting)
         seconds = time.perf_counter() - started
         progress.done()
-        if charts is not None:
-            _write_charts(result, charts)
+        if report is not None:
+            _write_page(name, result, report)
         documents.append(
             {
                 "name": name,
@@ -82,12 +82,14 @@ def reproduce(
         print(json.dumps(documents if everything or len(documents) > 1 else documents[0]))
 
 
-def _write_charts(result: "Reproduction", folder: Path) -> None:
+def _write_page(name: str, result: "Reproduction", folder: Path) -> None:
     from gpusched.errors import InputError
+    from gpusched.reproduce.page import render_reproduction
+    from gpusched.reproduce.registry import paper
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stem, picture in result.charts.items():
-            (folder / f"{stem}.svg").write_text(picture, encoding="utf-8")
+        text = render_reproduction(name, paper(name), result)
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--charts: cannot write to {folder} ({error.strerror})") from None
+        raise InputError(f"--report: cannot write to {folder} ({error.strerror})") from None

@@ -1,12 +1,29 @@
 """Settings of one serving engine, under vLLM's flag names with underscores."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from gpusched.domain.document import Section
 
 Framework = Literal["vllm", "sglang", "trtllm"]
+
+
+def policy_text(value: Any) -> Any:
+    """Return a policy given as a mapping of ``name`` and parameters in its short form."""
+    if isinstance(value, dict) and "name" in value:
+        settings = (
+            f"+{key}={str(v).lower() if isinstance(v, bool) else v}"
+            for key, v in value.items()
+            if key != "name"
+        )
+        return value["name"] + "".join(settings)
+    return value
+
+
+PolicyName = Annotated[str, BeforeValidator(policy_text)]
+"""A policy with its parameters: ``name+parameter=value``, or a mapping of ``name`` and parameters;
+``file.py:function`` is a user's own."""
 
 
 class EngineSettings(Section):
@@ -14,9 +31,7 @@ class EngineSettings(Section):
 
     framework: Framework = "vllm"
     """Whose measured efficiencies the timing model uses."""
-    batching: str = "vllm"
-    """A batching policy with its parameters: ``name+parameter=value``, or a mapping of ``name`` and
-    parameters; ``file.py:function`` is a user's own."""
+    batching: PolicyName = "vllm"
     max_num_seqs: int = Field(default=256, ge=1, le=65536)
     max_num_batched_tokens: int | None = Field(default=None, ge=1, le=1_048_576)
     """Token budget of one iteration; the planner chooses if not given."""
@@ -26,15 +41,6 @@ class EngineSettings(Section):
     enable_prefix_caching: bool = True
     startup_s: float = Field(default=0.0, ge=0, le=1e6)
     """Time before an engine can take its first iteration."""
-
-    @field_validator("batching", mode="before")
-    @classmethod
-    def _join_parameters(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "name" in value:
-            rest = "".join(f"+{k}={str(v).lower() if isinstance(v, bool) else v}"
-                           for k, v in value.items() if k != "name")  # fmt: skip
-            return f"{value['name']}{rest}"
-        return value
 
     @field_validator("block_size")
     @classmethod

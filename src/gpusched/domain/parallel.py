@@ -35,10 +35,10 @@ class Parallelism:
         return self.tp * self.dp // self.ep
 
     @property
-    def tp_pp(self) -> str:
-        """The GPUs of a replica in words of tensor and pipeline parallelism."""
-        return f"TP{self.tp}" + (f"·PP{self.pp}" if self.pp > 1 else "")
+    def layout(self) -> str:
+        """How the GPUs of a replica share its attention: ``TP8``, ``TP2·PP4`` or ``TP2·DP8``."""
+        sizes = {"TP": self.tp, "DP": self.dp, "PP": self.pp}
+        return "·".join(f"{name}{n}" for name, n in sizes.items() if n > 1) or "TP1"
 
     def __str__(self) -> str:
-        rest = (("ep", self.ep), ("dp", self.dp))
-        return "·".join([self.tp_pp] + [f"{name.upper()}{n}" for name, n in rest if n > 1])
+        return self.layout + (f"·EP{self.ep}" if self.ep > 1 else "")

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 
 from gpusched.domain.cluster import Cluster
 from gpusched.domain.document import Section, load_document, validate
-from gpusched.domain.engine import EngineSettings
+from gpusched.domain.engine import EngineSettings, PolicyName
 from gpusched.domain.parallel import Parallelism
 from gpusched.domain.slo import SloClasses
-from gpusched.domain.spec import KvDtype, Objective, Routing, Spec, WeightsDtype, resolve_paths
+from gpusched.domain.spec import KvDtype, Objective, Spec, WeightsDtype, resolve_paths
 from gpusched.domain.workload import Workload
 from gpusched.errors import InputError
 
@@ -30,17 +30,30 @@ class PlannedPool(Section):
     replicas: int = Field(ge=1, le=1_000_000)
     tensor_parallel_size: int = Field(default=1, ge=1, le=1024)
     pipeline_parallel_size: int = Field(default=1, ge=1, le=1024)
+    data_parallel_size: int = Field(default=1, ge=1, le=1024)
+    """Units with attention and KV cache of their own that share the experts of one replica."""
     enable_expert_parallel: bool = False
     engine: EngineSettings = EngineSettings()
 
     @property
     def parallelism(self) -> Parallelism:
         """The replica's degrees of parallelism."""
+        stage_gpus = self.tensor_parallel_size * self.data_parallel_size
         return Parallelism(
             tp=self.tensor_parallel_size,
             pp=self.pipeline_parallel_size,
-            ep=self.tensor_parallel_size if self.enable_expert_parallel else 1,
+            ep=stage_gpus if self.enable_expert_parallel else 1,
+            dp=self.data_parallel_size,
         )
+
+    @model_validator(mode="after")
+    def _check_units(self) -> "PlannedPool":
+        if self.data_parallel_size > 1 and not self.enable_expert_parallel:
+            raise ValueError(
+                f"data_parallel_size {self.data_parallel_size} needs enable_expert_parallel: true; "
+                "units that do not share experts are replicas"
+            )
+        return self
 
     @property
     def gpus(self) -> int:
@@ -50,7 +63,7 @@ class PlannedPool(Section):
     def __str__(self) -> str:
         role = "" if self.role == "mixed" else f" {self.role}"
         expert = "·EP" if self.enable_expert_parallel else ""
-        return f"{self.replicas} × {self.gpu} {self.parallelism.tp_pp}{expert}{role}"
+        return f"{self.replicas} × {self.gpu} {self.parallelism.layout}{expert}{role}"
 
 
 class Certificate(Section):
@@ -105,8 +118,9 @@ class Plan(Section):
     kv_cache_dtype: KvDtype = "bf16"
     cluster: Cluster
     pools: tuple[PlannedPool, ...] = Field(min_length=1, max_length=10_000)
-    admission: Literal["none"] = "none"
-    routing: Routing = "least-tokens"
+    admission: PolicyName = "none"
+    routing: PolicyName = "least-tokens"
+    decode_routing: PolicyName | None = None
     workload: Workload
     slo: SloClasses
     objective: Objective = "cost"

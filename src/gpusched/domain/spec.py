@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from gpusched.domain.catalog import load_model
 from gpusched.domain.cluster import Cluster
 from gpusched.domain.document import Section, absolute_path, load_document, validate
-from gpusched.domain.engine import EngineSettings
+from gpusched.domain.engine import EngineSettings, PolicyName
 from gpusched.domain.slo import SloClasses
 from gpusched.domain.workload import Workload
 from gpusched.errors import InputError
@@ -16,9 +16,6 @@ from gpusched.errors import InputError
 Objective = Literal["cost", "goodput", "carbon", "gpus"]
 WeightsDtype = Literal["bf16", "fp8", "int8", "mxfp4", "nvfp4", "int4"]
 KvDtype = Literal["bf16", "fp8"]
-Routing = Literal[
-    "round-robin", "random", "least-requests", "least-tokens", "power-of-two", "prefix-affinity"
-]
 
 
 class Search(Section):
@@ -49,7 +46,10 @@ class Spec(Section):
     slo: SloClasses
     objective: Objective = "cost"
     engine: EngineSettings = EngineSettings()
-    routing: Routing = "least-tokens"
+    routing: PolicyName = "least-tokens"
+    decode_routing: PolicyName | None = None
+    """Choice of the decode replica; ``routing`` if not given."""
+    admission: PolicyName = "none"
     search: Search = Search()
     timing: str | None = None
     """Path of a file with coefficients calibrated on one's own engines."""
@@ -106,11 +106,12 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         values["model"] = absolute_path(model, folder)
     if isinstance(values.get("timing"), str):
         values["timing"] = absolute_path(values["timing"], folder)
+    values = resolve_policies(values, folder)
     if isinstance(values.get("engine"), dict):
-        values["engine"] = resolve_policy(values["engine"], folder)
+        values["engine"] = resolve_policies(values["engine"], folder)
     if isinstance(values.get("pools"), list):
         values["pools"] = [
-            {**pool, "engine": resolve_policy(pool["engine"], folder)}
+            {**pool, "engine": resolve_policies(pool["engine"], folder)}
             if isinstance(pool, dict) and isinstance(pool.get("engine"), dict)
             else pool
             for pool in values["pools"]
@@ -121,12 +122,14 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return values
 
 
-def resolve_policy(engine: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return engine settings with the file of a user's own policy made absolute."""
-    named = engine.get("batching")
-    name = named.get("name") if isinstance(named, dict) else named
-    if not isinstance(name, str) or ".py:" not in name:
-        return engine
-    path, _, function = name.rpartition(":")
-    full = f"{absolute_path(path, folder)}:{function}"
-    return {**engine, "batching": {**named, "name": full} if isinstance(named, dict) else full}
+def resolve_policies(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a section with the files of a user's own policies made absolute."""
+    values = dict(values)
+    for field in ("admission", "routing", "decode_routing", "batching"):
+        named = values.get(field)
+        name = named.get("name") if isinstance(named, dict) else named
+        if isinstance(name, str) and ".py:" in name:
+            path, _, function = name.rpartition(":")
+            full = f"{absolute_path(path, folder)}:{function}"
+            values[field] = {**named, "name": full} if isinstance(named, dict) else full
+    return values

@@ -55,7 +55,9 @@ def skeleton(spec: Spec, pools: tuple[PlannedPool, ...]) -> Plan:
         kv_cache_dtype=spec.kv_cache_dtype,
         cluster=spec.cluster,
         pools=pools,
+        admission=spec.admission,
         routing=spec.routing,
+        decode_routing=spec.decode_routing,
         workload=spec.workload,
         slo=spec.slo,
         objective=spec.objective,
@@ -68,7 +70,7 @@ def enumerate_engines(spec: Spec, trace: Trace) -> tuple[list[Engine], list[Refu
     engines, refusals = [], []
     for pool, group in _layouts(spec):
         plan = skeleton(spec, (pool,))
-        label = f"{pool.gpu} {pool.parallelism.tp_pp}"
+        label = f"{pool.gpu} {pool.parallelism.layout}"
         use = pool_memory(plan, pool)
         blocks = use.kv_blocks(pool.engine.block_size, pool.engine.max_num_seqs)
         kv_tokens = blocks // pool.pipeline_parallel_size * pool.engine.block_size

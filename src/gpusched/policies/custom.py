@@ -11,14 +11,16 @@ user may set, with defaults. Three kinds of decision::
 The simulator compiles a function once; a gateway calls it as it is.
 """
 
-import importlib.util
 import inspect
+import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,10 @@ class Batching:
     """Whether the first waiting request may start now, when its blocks are free."""
     predictor: str = "quantile:0.5"
 
+    def __post_init__(self) -> None:
+        if self.rank is None and self.admits is None:
+            raise InputError("a batching policy needs a rank, a gate (admits), or both")
+
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
@@ -94,34 +100,57 @@ def _offered() -> dict[str, Any]:
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
-@lru_cache(maxsize=64)
 def load(name: str) -> Any:
-    """Return the object that ``file.py:name`` or an entry point names.
+    """Return the function, or ``Batching``, that ``file.py:name`` or an entry point names.
+
+    A file is read again when it has changed.
 
     Raises:
-        InputError: no such file or name, or the file fails when it runs.
+        InputError: no such file or name, or what it names fails to load or is no policy.
     """
     if name in _offered():
-        return _offered()[name].load()
-    path, _, attribute = name.rpartition(":")
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise InputError(f"policy {name}: no file {path}")
-    spec = importlib.util.spec_from_file_location(f"gpusched_policy_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+        try:
+            found = _offered()[name].load()
+        except Exception as error:
+            raise InputError(f"policy {name}: {type(error).__name__}: {error}") from None
+    else:
+        path, _, attribute = name.rpartition(":")
+        file = Path(os.path.expanduser(path)).absolute()
+        if not file.is_file():
+            raise InputError(f"policy {name}: no file {path}")
+        module = _module(file, file.stat().st_mtime_ns)
+        if not hasattr(module, attribute):
+            offered = [n for n, v in vars(module).items() if _is_policy(v) and n[0] != "_"]
+            raise InputError(
+                f"policy {name}: {path} has no {attribute!r}; it has {', '.join(offered) or 'none'}"
+            )
+        found = getattr(module, attribute)
+    if not _is_policy(found):
+        raise InputError(f"policy {name}: a {type(found).__name__}, not a function")
+    return found
+
+
+def _is_policy(value: Any) -> bool:
+    return isinstance(value, Batching) or (callable(value) and not isinstance(value, type))
+
+
+@lru_cache(maxsize=64)
+def _module(file: Path, changed_ns: int) -> ModuleType:
+    module = ModuleType(f"gpusched_policy_{file.stem}")
+    module.__file__ = str(file)
     sys.modules[module.__name__] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(file.read_text("utf-8"), str(file), "exec"), vars(module))
     except Exception as error:
-        raise InputError(f"policy {name}: {path} fails: {type(error).__name__}: {error}") from None
-    if not hasattr(module, attribute):
-        functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise InputError(
-            f"policy {name}: {path} has no {attribute!r}; it has {', '.join(functions) or 'none'}"
-        )
-    return getattr(module, attribute)
+        raise InputError(f"policy file {file}: {type(error).__name__}: {error}") from None
+    return module
+
+
+def split(text: str) -> tuple[str, list[str]]:
+    """Return the name and the settings of ``name+parameter=value+...``; a path may hold a plus."""
+    path, colon, rest = text.rpartition(".py:")
+    name, *given = rest.split("+")
+    return f"{path}{colon}{name}", given
 
 
 def settings(text: str) -> tuple[str, dict[str, float]]:
@@ -130,15 +159,25 @@ def settings(text: str) -> tuple[str, dict[str, float]]:
     Raises:
         InputError: a parameter is not a number.
     """
-    name, *rest = text.split("+")
+    name, given = split(text)
     values = {}
-    for setting in rest:
+    for setting in given:
         key, _, value = setting.partition("=")
         try:
             values[key] = float(value)
         except ValueError:
             raise InputError(f"policy {name}: {key} must be a number, got {value!r}") from None
     return name, values
+
+
+def compiled_policy(text: str, kind: str) -> Compiled:
+    """Return the function that ``file.py:function+parameter=value+...`` names, compiled.
+
+    Raises:
+        InputError: there is none, a parameter is unknown, or it cannot be compiled.
+    """
+    name, values = settings(text)
+    return compile_function(load(name), kind, name, tuple(values.items()))
 
 
 @lru_cache(maxsize=64)
@@ -153,8 +192,6 @@ def compile_function(
         InputError: its parameters are not those of its kind, or it cannot be compiled.
     """
     allowed = KINDS[kind]
-    if not callable(function):
-        raise InputError(f"policy {name}: not a function")
     wanted: list[str] = []
     defaults: dict[str, float] = {}
     for key, parameter in inspect.signature(function).parameters.items():
@@ -171,6 +208,9 @@ def compile_function(
         if key not in defaults:
             known = ", ".join(defaults) or "none"
             raise InputError(f"policy {name} has no parameter {key!r}; it has {known}")
+    for key, value in defaults.items():
+        if not isinstance(value, int | float):
+            raise InputError(f"policy {name}: {key} must be a number by default, got {value!r}")
     parameters = tuple(float(v) for v in {**defaults, **dict(values)}.values())
     if len(parameters) > MAX_PARAMETERS:
         raise InputError(f"policy {name}: at most {MAX_PARAMETERS} parameters")
@@ -186,6 +226,21 @@ def _native(
     wanted: list[str],
     parameters: tuple[float, ...],
 ) -> Any:
+    plain = getattr(function, "py_func", function)
+    inner = njit(plain)
+    tuple_of: Any = types.BaseTuple.from_types
+    seen = [tuple_of(_VIEWS[view][1], _VIEWS[view][0]) for view in wanted]
+    arguments = (*seen, *(_NUMBER for _ in parameters))
+    try:
+        inner.compile(arguments)
+    except Exception as error:
+        raise InputError(
+            f"policy {name}: cannot be compiled ({_reason(error, plain)}); "
+            "use numbers, arithmetic, if, loops and math only"
+        ) from None
+    returned = inner.overloads[arguments].signature.return_type
+    if not isinstance(returned, types.Integer | types.Float | types.Boolean):
+        raise InputError(f"policy {name}: returns {returned}, where a number is needed")
     flat, views = [], {}
     for view in KINDS[kind]:
         fields = [f"{view}_{i}" for i in range(len(_VIEWS[view][1]))]
@@ -194,20 +249,23 @@ def _native(
     given = [views[view] for view in wanted] + [f"row[{i}]" for i in range(len(parameters))]
     source = (
         f"def call({', '.join(flat)}, row):\n    try:\n"
-        f"        return float(function({', '.join(given)}))\n"
+        f"        return 1.0 * function({', '.join(given)})\n"
         "    except Exception:\n        return nan\n"
     )
     scope: dict[str, Any] = {t.__name__: t for t, _ in _VIEWS.values()}
-    scope |= {"function": njit(function), "nan": np.nan}
+    scope |= {"function": inner, "nan": np.nan}
     exec(source, scope)
-    try:
-        return cfunc(signature(kind))(scope["call"])
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise InputError(
-            f"policy {name}: cannot be compiled ({type(error).__name__}: {reason.strip()}); "
-            "use numbers, arithmetic, if, loops and math only"
-        ) from None
+    return cfunc(signature(kind))(scope["call"])
+
+
+def _reason(error: Exception, function: Callable[..., Any]) -> str:
+    """Return what the compiler stumbles on, and in which line of the user's file."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if not line.startswith("Failed in nopython")), "")
+    places = re.findall(r'File "(.+)", line (\d+)', str(error))
+    own = Path(function.__code__.co_filename).name
+    line = next((n for path, n in places if Path(path).name == own), None)
+    return f"line {line}: {said}" if line else f"{type(error).__name__}: {said}"
 
 
 @lru_cache(maxsize=8)

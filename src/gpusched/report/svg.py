@@ -19,6 +19,8 @@ class Line:
     name: str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
+    half_width: NDArray[np.float64] | None = None
+    """Of a band around the curve, shape (points,)."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,9 @@ def line_chart(
     y = Scale(0.0, top, HEIGHT - BOTTOM, TOP)
     body = _axes(x, y, x_label, y_label)
     for i, line in enumerate(lines):
+        if line.half_width is not None and np.isfinite(line.half_width).all():
+            body += _band(line.x, line.y - line.half_width, line.y + line.half_width, x, y, i)
+    for i, line in enumerate(lines):
         points = " ".join(
             f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x, line.y, strict=True) if np.isfinite(a)
         )
@@ -114,6 +119,15 @@ def line_chart(
     )
     domain = f'data-x="{x.low:.6g},{x.high:.6g},{int(log_x)}" data-y="{y.low:.6g},{y.high:.6g}"'
     return _figure(title, body, legend, domain)
+
+
+def _band(
+    at: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64],
+    x: Scale, y: Scale, index: int,
+) -> str:  # fmt: skip
+    there = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(at, high, strict=True)]
+    back = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(at[::-1], low[::-1], strict=True)]
+    return f'<polygon class="band c{index % 6}" points="{" ".join(there + back)}"/>'
 
 
 def scatter_chart(

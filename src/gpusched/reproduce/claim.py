@@ -29,7 +29,7 @@ class Reproduction:
 
     claims: tuple[Claim, ...]
     charts: dict[str, str] = field(default_factory=dict)
-    """SVG pictures by file stem."""
+    """Figures of a page by name, as ``report.svg`` draws them."""
 
     @property
     def verdict(self) -> Verdict:

@@ -9,7 +9,7 @@ from gpusched.report.tables import terminal
 from gpusched.reproduce.claim import Reproduction
 from gpusched.reproduce.registry import Paper
 
-HOLDS = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "not tested"}
+HOLDS = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "not judged"}
 
 
 def show_papers(papers: Mapping[str, Paper], console: Console | None = None) -> None:

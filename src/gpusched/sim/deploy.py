@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from gpusched.domain.catalog import load_gpu, load_model
+from gpusched.domain.parallel import Parallelism
 from gpusched.domain.plan import Plan, PlannedPool
-from gpusched.errors import InfeasibleError
+from gpusched.errors import InfeasibleError, InputError
 from gpusched.sim.fleet import Fleet, KvLink, Pool
 from gpusched.timing.iteration import TimingModel, timing_model
 from gpusched.timing.memory import Memory, memory
@@ -17,23 +18,20 @@ DEFAULT_BUDGET_TOKENS = 2048
 def pool_timing(plan: Plan, pool: PlannedPool) -> TimingModel:
     """Return the timing model of a pool's engines."""
     return _timing(
-        plan.model, pool.gpu, pool.tensor_parallel_size, pool.pipeline_parallel_size,
-        pool.enable_expert_parallel, plan.weights_dtype, plan.kv_cache_dtype,
+        plan.model, pool.gpu, pool.parallelism, plan.weights_dtype, plan.kv_cache_dtype,
         pool.engine.framework, plan.timing,
     )  # fmt: skip
 
 
 @lru_cache(maxsize=512)
 def _timing(
-    model: str, gpu: str, tp: int, pp: int, expert_parallel: bool, weights_dtype: str,
-    kv_cache_dtype: str, framework: str, file: str | None,
+    model: str, gpu: str, parallelism: Parallelism, weights_dtype: str, kv_cache_dtype: str,
+    framework: str, file: str | None,
 ) -> TimingModel:  # fmt: skip
-    from gpusched.domain.parallel import Parallelism
-
     return timing_model(
         load_model(model),
         load_gpu(gpu),
-        Parallelism(tp=tp, pp=pp, ep=tp if expert_parallel else 1),
+        parallelism,
         weights_dtype=weights_dtype,
         kv_cache_dtype=kv_cache_dtype,
         framework=framework,
@@ -58,11 +56,17 @@ def fleet_for(plan: Plan) -> Fleet:
     """Return the fleet that a plan describes.
 
     Raises:
+        InputError: data-parallel attention without experts that would couple the units.
         InfeasibleError: a pool's model and KV cache do not fit into its GPUs' memory.
     """
     model = load_model(plan.model)
     pools = []
     for pool in plan.pools:
+        if pool.data_parallel_size > 1 and model.moe is None:
+            raise InputError(
+                f"pool {pool.name}: data_parallel_size is {pool.data_parallel_size}, but {plan.model} "
+                "has no experts that the units would share; use replicas instead"
+            )
         budget = pool.engine.max_num_batched_tokens or max(
             DEFAULT_BUDGET_TOKENS, pool.engine.max_num_seqs
         )
@@ -87,6 +91,7 @@ def fleet_for(plan: Plan) -> Fleet:
                 max_num_batched_tokens=budget,
                 prefix_caching=pool.engine.enable_prefix_caching,
                 pipeline_stages=stages,
+                data_parallel=pool.data_parallel_size,
                 gpus_per_replica=pool.parallelism.gpus,
                 startup_s=pool.engine.startup_s,
             )
@@ -95,14 +100,15 @@ def fleet_for(plan: Plan) -> Fleet:
     if any(pool.role == "decode" for pool in plan.pools):
         rate = min(link_rates(plan))
         link = KvLink(RDMA_LATENCY_S, kv_token_s(model, plan.kv_cache_dtype, rate))
-    return Fleet(tuple(pools), link, plan.routing)
+    return Fleet(tuple(pools), link, plan.routing, plan.decode_routing, plan.admission)
 
 
 def link_rates(plan: Plan) -> Iterable[float]:
-    """Yield what one replica of each pool can send or receive: all of its GPUs' networks."""
+    """Yield what one replica of each pool, or each of its data-parallel units, can send or receive:
+    all of its GPUs' networks."""
     for pool in plan.pools:
         per_gpu = plan.cluster.inter_node_bytes_per_s(plan.group_index(pool))
-        yield per_gpu * pool.parallelism.gpus
+        yield per_gpu * pool.parallelism.gpus / pool.data_parallel_size
 
 
 def does_not_fit(use: Memory, pool: PlannedPool) -> str:

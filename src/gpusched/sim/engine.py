@@ -38,8 +38,9 @@ from gpusched.sim.blocks import (
 from gpusched.sim.decoding import add_fresh, leave_sizes, start_decoding
 from gpusched.sim.eviction import displace, evict
 from gpusched.sim.gaps import add_gap_run, add_gaps
-from gpusched.sim.heaps import pop
+from gpusched.sim.heaps import pop, set_timer
 from gpusched.sim.lists import append_running, join_queue, pop_group, pop_waiting, unlink_running
+from gpusched.sim.lockstep import shorten_group
 from gpusched.sim.state import DONE, NONE, PREFILL, REQUEST_BITS
 from gpusched.sim.timing_kernels import (
     chunk_work,
@@ -58,6 +59,7 @@ def schedule(s, e):
     """
     engine = s.engines[e]
     engine.start_s = engine.end_s
+    engine.grown = 1
     engine.prefill_head = NONE
     engine.chunk_tokens = 0
     engine.finishing = 0
@@ -320,7 +322,7 @@ def schedule_whole(s, e):
 def chunk_steps(s, e, remaining, new, past):
     """Steps in which a prompt's chunks are all ``new`` tokens and nothing else changes."""
     engine = s.engines[e]
-    if new == remaining or engine.gate == GROUPED:
+    if new == remaining or engine.gate == GROUPED or engine.stepwise:
         return 1
     steps = (remaining - 1) // new
     if engine.decoding > 0:
@@ -451,6 +453,31 @@ def count_gaps(s, e):
 
 
 @kernel
+def grow_to(s, e, steps):
+    """Give the decodes the blocks they need in the first ``steps`` steps of the leap."""
+    engine = s.engines[e]
+    if steps > engine.grown:
+        taken = growth(s, e, engine.step, steps) - growth(s, e, engine.step, engine.grown)
+        engine.grown = steps
+        if taken > 0:
+            allocate(s, e, taken)
+
+
+@kernel
+def cut_leap(s, e, now_s):
+    """End the leap with the step under way."""
+    engine = s.engines[e]
+    if s.coupled is not None and engine.units > 1:
+        shorten_group(s, e, now_s)
+        return
+    wait_s = now_s - engine.start_s
+    engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)
+    engine.end_s = engine.start_s + leap_s(engine.first_s, engine.slope_s, engine.steps)
+    engine.open = False
+    set_timer(s.timers_s, s.winners, e, engine.end_s)
+
+
+@kernel
 def finish_leap(s, e):
     """Bring the engine's counters to the end of its leap."""
     engine = s.engines[e]
@@ -466,10 +493,7 @@ def finish_leap(s, e):
         engine.output_tokens += engine.active * steps
         engine.context += engine.active * steps
         engine.window_context += engine.growing * steps
-        if steps > 1:
-            taken = growth(s, e, engine.step, steps) - growth(s, e, engine.step, 1)
-            if taken > 0:
-                allocate(s, e, taken)
+        grow_to(s, e, steps)
         engine.step += steps
         engine.last_decode_s = engine.end_s
         while engine.crossings > 0 and s.crossings[e, 0] >> REQUEST_BITS == engine.step:

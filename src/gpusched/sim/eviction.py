@@ -13,7 +13,7 @@ from gpusched.policies.batching.discipline import (
     STATIC,
     WORST_RANK,
 )
-from gpusched.policies.routing import random_u64
+from gpusched.policies.draws import random_u64
 from gpusched.sim.admission import enter_queue, forget_resident, standing
 from gpusched.sim.blocks import release
 from gpusched.sim.decoding import interrupt_decoding, kv_tokens, produced_tokens

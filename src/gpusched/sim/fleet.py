@@ -4,18 +4,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpusched.errors import InputError
-from gpusched.policies.batching.discipline import CHUNKED, OPEN, STATIC, discipline
+from gpusched.policies.admission.policy import (
+    GATED,
+    STAGGERED,
+    AdmissionPolicy,
+    admission_policy,
+)
+from gpusched.policies.batching.discipline import CHUNKED, GROUPED, OPEN, STATIC, discipline
+from gpusched.policies.batching.order import FCFS
+from gpusched.policies.routing.policy import RoutingPolicy, routing_policy
 from gpusched.timing.compiled import CompiledTiming
 
 Role = Literal["mixed", "prefill", "decode"]
-Routing = Literal[
-    "round-robin",
-    "random",
-    "least-requests",
-    "least-tokens",
-    "power-of-two",
-    "prefix-affinity",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,15 @@ class Pool:
     keeps each stage busy for at most one part in ``pipeline_stages`` of the time, lanes never wait
     for one another in the fluid limit, and ``timing`` gives the latency of a lane's iteration
     through all stages.
+
+    Under data-parallel attention a replica has ``data_parallel`` *units* that share the experts: each
+    has its own batch and KV cache, and their iterations start and end together. See ``lockstep``.
     """
 
     name: str
     timing: CompiledTiming
     kv_blocks: int
-    """KV blocks of one replica."""
+    """KV blocks of one replica, or of each of its data-parallel units."""
     replicas: int = 1
     role: Role = "mixed"
     batching: str = "vllm"
@@ -40,16 +43,21 @@ class Pool:
     block_tokens: int = 16
     """A power of two."""
     max_num_seqs: int = 256
+    """Of a replica or data-parallel unit, as are the tokens below."""
     max_num_batched_tokens: int = 2048
     prefix_caching: bool = True
     """Takes effect where the trace has block ids."""
     pipeline_stages: int = 1
+    data_parallel: int = 1
+    """Units of a replica that step together."""
     gpus_per_replica: int = 1
     startup_s: float = 0.0
     """No replica of the pool starts an iteration before this time."""
 
     def __post_init__(self) -> None:
-        for field in ("kv_blocks", "replicas", "max_num_seqs", "max_num_batched_tokens"):
+        for field in (
+            "kv_blocks", "replicas", "max_num_seqs", "max_num_batched_tokens", "data_parallel",
+        ):  # fmt: skip
             if getattr(self, field) < 1:
                 raise InputError(
                     f"pool {self.name}: {field} must be at least 1, got {getattr(self, field)}"
@@ -74,6 +82,11 @@ class Pool:
                 f"pool {self.name}: max_num_batched_tokens ({self.max_num_batched_tokens}) must be "
                 f"at least max_num_seqs ({self.max_num_seqs}); raise the one or lower the other"
             )
+        if self.data_parallel > 1 and chosen.gate == GROUPED:
+            raise InputError(
+                f"pool {self.name}: {self.batching} batching holds requests back by time and cannot "
+                "run on data-parallel units, which step together; choose a policy such as vllm or sjf"
+            )
         if self.pipeline_stages > min(self.max_num_seqs, self.kv_blocks):
             raise InputError(
                 f"pool {self.name}: {self.pipeline_stages} pipeline stages need as many sequences"
@@ -82,8 +95,8 @@ class Pool:
 
     @property
     def lanes(self) -> int:
-        """Independent batches in the pool."""
-        return self.replicas * self.pipeline_stages
+        """Batches in the pool: one for each micro-batch of each unit of each replica."""
+        return self.replicas * self.pipeline_stages * self.data_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +113,58 @@ class KvLink:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Pools that serve one trace: all ``mixed``, or ``prefill`` together with ``decode``."""
+    """Pools that serve one trace: all ``mixed``, or ``prefill`` or ``mixed`` ones with ``decode``.
+
+    A mixed replica keeps a request whose prompt it has computed when the decode pools have no seat
+    for it.
+    """
 
     pools: tuple[Pool, ...]
     link: KvLink = KvLink()
-    routing: Routing = "least-tokens"
+    routing: str = "least-tokens"
+    """A policy of ``policies.routing``, or a user's own."""
+    decode_routing: str | None = None
+    """The same, for the choice of a decode replica; ``routing`` if not given."""
+    admission: str = "none"
+    """A policy of ``policies.admission``, or a user's own."""
 
     def __post_init__(self) -> None:
         roles = {pool.role for pool in self.pools}
-        if roles not in ({"mixed"}, {"prefill", "decode"}):
+        if roles not in ({"mixed"}, {"prefill", "decode"}, {"mixed", "decode"}):
             raise InputError(
-                "a fleet has either mixed pools only, or prefill and decode pools; got roles "
-                + (", ".join(sorted(roles)) or "none")
+                "a fleet has mixed pools, alone or with decode pools, or prefill pools with decode "
+                "pools; got roles " + (", ".join(sorted(roles)) or "none")
             )
+        for pool in self.pools:
+            chosen = discipline(pool.batching)
+            if len(roles) > 1 and (chosen.forming == STATIC or chosen.gate == GROUPED):
+                raise InputError(
+                    f"pool {pool.name}: {pool.batching} batching keeps a batch or group together and "
+                    "cannot hand requests to a decode pool; choose a policy such as vllm or mc-sf"
+                )
+        *_, admission = self.policies
+        for pool in self.pools:
+            chosen = discipline(pool.batching)
+            held = chosen.order != FCFS or chosen.gate != OPEN or chosen.forming == STATIC
+            if admission.kind in (STAGGERED, GATED) and held:
+                raise InputError(
+                    f"pool {pool.name}: admission {admission.name} holds requests before the engines "
+                    f"and cannot go with {pool.batching} batching; choose vllm or prefill-first"
+                )
+
+    @property
+    def policies(self) -> tuple[RoutingPolicy, RoutingPolicy, AdmissionPolicy]:
+        """Routing, routing to decode replicas, and admission.
+
+        Raises:
+            InputError: no such policy.
+        """
+        decode = self.routing if self.decode_routing is None else self.decode_routing
+        return (
+            routing_policy(self.routing),
+            routing_policy(decode),
+            admission_policy(self.admission),
+        )
 
     @property
     def gpus(self) -> int:

@@ -1,68 +1,73 @@
-"""Groups of an engine whose discipline starts requests in groups, set from the traffic."""
-
-from typing import NamedTuple
+"""Groups of an engine whose discipline starts requests in groups: from the whole trace, or learned."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.policies.batching.discipline import GROUPED, Discipline
-from gpusched.policies.batching.equilibrium import EngineTime, equilibrium, types_of
-from gpusched.policies.batching.thresholds import nested_thresholds, wait_thresholds
+from gpusched.policies.batching.equilibrium import EngineTime, lengths_of
+from gpusched.policies.batching.estimation import GroupEstimator, Groups, Load, groups_of
+from gpusched.policies.batching.thresholds import segment_ends
 from gpusched.sim.fleet import Pool
 from gpusched.traces.trace import Trace
-
-MARGIN = 0.98
-"""Share of the stable rate that thresholds are set for when the load is beyond it."""
-
-
-class Groups(NamedTuple):
-    """Settings of the groups, one entry each."""
-
-    ends: NDArray[np.int64]
-    """Largest output length, or output tokens given at the end."""
-    thresholds: NDArray[np.int64]
-    caps: NDArray[np.int64]
-    hold_s: float
-    note: str = ""
-    """What was assumed where the load is unstable."""
 
 
 def groups_for(
     pool: Pool, chosen: Discipline, trace: Trace, predicted: NDArray[np.int32], engines: int
 ) -> Groups:
-    """Return the groups of one of a pool's engines when ``engines`` share the traffic evenly.
+    """Return the groups with which one of a pool's engines begins.
 
-    Beyond the stable load the thresholds are those of the stable load, and a note says so.
+    They are those before anything is known, unless the discipline asks for thresholds of the whole
+    trace; ``engines`` then share its traffic evenly.
+
+    Raises:
+        InputError: the discipline's own thresholds are outside their region.
     """
-    one = np.ones(1, np.int64)
     if chosen.gate != GROUPED:
-        return Groups(one, one, one, 0.0)
-    prompt, output = trace.prompt_tokens, trace.output_tokens
+        one = np.ones(1, np.int64)
+        return Groups(one, one, one, seats(pool), 0.0)
+    if learns(chosen):
+        return estimator_for(pool, chosen).groups
+    prompt, steps = lengths_of(trace.prompt_tokens, trace.output_tokens)
     rate_rps = len(trace) / max(trace.duration_s, 1e-9) / engines
-    time = EngineTime(pool.timing)
-    window = pool.timing.window
-    kv_tokens = float(pool.kv_blocks // pool.pipeline_stages * pool.block_tokens)
-    key = None if chosen.name == "nested-wait" else predicted
-    types = types_of(prompt, output, rate_rps, chosen.segments, window, key)
-    balance = equilibrium(types, time, kv_tokens)
-    note = ""
-    if not balance.stable:
-        stable_rps = MARGIN * balance.stable_multiple * rate_rps
-        note = (
-            f"{chosen.name}: {rate_rps:.4g} requests/s an engine are unstable, at most "
-            f"{balance.stable_multiple * rate_rps:.4g} are stable; thresholds are set for "
-            f"{stable_rps:.4g}"
-        )
-        types, rate_rps = types.scale_rate(stable_rps / rate_rps), stable_rps
     if chosen.name == "nested-wait":
-        found = nested_thresholds(
-            prompt, output, rate_rps, time, kv_tokens,
-            segments=chosen.segments, slack=chosen.slack, window=window,
-        )  # fmt: skip
+        ends = segment_ends(steps, chosen.segments)
+        group = np.zeros(len(steps), np.int64)
     else:
-        found = wait_thresholds(types, time, kv_tokens, slack=chosen.slack)
-    caps = found.caps
-    if chosen.cap:
-        caps = np.maximum(caps * chosen.cap // max(int(caps.sum()), 1), 1)
-    hold_s = chosen.hold_s or found.hold_s
-    return Groups(found.ends, found.starts, caps, hold_s, note)
+        key = predicted.astype(np.int64) - 1
+        cuts = np.arange(1, chosen.segments + 1) / chosen.segments
+        ends = np.unique(np.quantile(key, cuts, method="inverted_cdf"))
+        group = np.searchsorted(ends, key)
+    rates = rate_rps * np.bincount(group) / len(group)
+    load = Load(rates, ends, prompt, steps + 1.0, np.ones(len(steps)), group)
+    found = groups_of(chosen, load, EngineTime(pool.timing), kv_tokens(pool), pool.timing.window)
+    note = f"{chosen.name}: groups are set from the whole trace, its future included"
+    return found._replace(
+        seats=min(found.seats, seats(pool)), note="; ".join(filter(None, (note, found.note)))
+    )
+
+
+def learns(chosen: Discipline) -> bool:
+    """Whether a discipline's groups are set by the traffic seen so far."""
+    return chosen.gate == GROUPED and chosen.reestimate_s > 0 and not chosen.thresholds
+
+
+def estimator_for(pool: Pool, chosen: Discipline) -> GroupEstimator:
+    """Return what sets the groups of a pool's engines while they run."""
+    return GroupEstimator(
+        chosen,
+        EngineTime(pool.timing),
+        kv_tokens(pool),
+        seats=seats(pool),
+        engines=pool.lanes,
+        window=pool.timing.window,
+    )
+
+
+def seats(pool: Pool) -> int:
+    """Sequences of one of a pool's engines."""
+    return max(pool.max_num_seqs // pool.pipeline_stages, 1)
+
+
+def kv_tokens(pool: Pool) -> float:
+    """KV tokens of one of a pool's engines."""
+    return float(pool.kv_blocks // pool.pipeline_stages * pool.block_tokens)

@@ -9,182 +9,42 @@ import math
 import numpy as np
 
 from gpusched.compilation import entry_kernel, kernel
-from gpusched.policies.batching.order import FCFS
-from gpusched.policies.routing import random_u64, route
-from gpusched.sim.admission import (
-    enter_queue,
-    expect_resident,
-    forget_resident,
-    predicted_left,
-)
+from gpusched.policies.admission.policy import GATED
+from gpusched.policies.draws import random_u64
+from gpusched.sim.admission import expect_resident, forget_resident, predicted_left
 from gpusched.sim.blocks import available, blocks_for, release
-from gpusched.sim.decoding import join_decoding, next_stopped, pause
-from gpusched.sim.engine import finish_leap, give_token, leave, schedule
-from gpusched.sim.heaps import pop_timed, push_timed, set_timer
+from gpusched.sim.decoding import join_decoding, leave_sizes, next_stopped, pause
+from gpusched.sim.engine import cut_leap, finish_leap, give_token, grow_to, leave, schedule
+from gpusched.sim.entry import (
+    add_load,
+    arrive,
+    choose,
+    enqueue,
+    next_row,
+    pop_pending,
+    push_pending,
+    release_user,
+    return_later,
+    wake,
+)
+from gpusched.sim.gating import end_prefill, free_solo
+from gpusched.sim.heaps import set_timer
 from gpusched.sim.lists import unlink_running
 from gpusched.sim.state import (
-    ABSENT,
     DECODE_TURN,
     FAULT,
+    MIXED,
     NEXT_ROW,
     NONE,
     PENDING,
     PREFILL,
     PREFILL_ONLY,
-    REJECTED,
     REMAINING,
     TRANSFER,
-    TURN,
-    WAITING,
 )
-from gpusched.sim.timing_kernels import leap_s, steps_until
 
-UNDER_WAY, FINISHED, STALLED, FAULTED = range(4)
-
-
-@kernel
-def push_pending(s, time_s, r):
-    """Let something happen to a request at a later time: an arrival or a transfer's end."""
-    push_timed(s.pending_s, s.pending, s.counters[PENDING], time_s, r)
-    s.counters[PENDING] += 1
-
-
-@kernel
-def add_load(s, rules, e, r, sign):
-    """Count a request in or out of what routers see of an engine."""
-    s.load_requests[e] += sign
-    s.load_tokens[e] += sign * (s.requests[r].prompt + rules.expected_output_tokens)
-
-
-@kernel
-def favourite(s, r):
-    """Engine that last took a request with the longest known part of this prefix, or -1; the
-    prefix index then names the engine chosen by ``remember``."""
-    engine = -1
-    for j in range(s.prefix_offsets[r], s.prefix_offsets[r + 1]):
-        owner = s.owners[s.prefix_ids[j]]
-        if owner < 0:
-            break
-        engine = owner
-    return engine
-
-
-@kernel
-def remember(s, r, e):
-    """Enter a routed request's blocks in the prefix index."""
-    for j in range(s.prefix_offsets[r], s.prefix_offsets[r + 1]):
-        s.owners[s.prefix_ids[j]] = e
-
-
-@kernel
-def fits(s, rules, e, r):
-    """Whether the engine, and some decode engine after it, can ever hold the request."""
-    request = s.requests[r]
-    engine = s.engines[e]
-    total = request.prompt + request.output - 1
-    if engine.role != PREFILL_ONLY:
-        return blocks_for(engine, total) <= engine.kv_blocks
-    if blocks_for(engine, request.prompt) > engine.kv_blocks:
-        return False
-    if request.output == 1:
-        return True
-    for d in range(rules.entry_engines, len(s.engines)):
-        if blocks_for(s.engines[d], total) > s.engines[d].kv_blocks:
-            return False
-    return True
-
-
-@kernel
-def wake(s, e, now_s):
-    """Let an idle engine look at its queue."""
-    engine = s.engines[e]
-    if engine.steps == 0 and max(now_s, s.ready_s[e]) < s.timers_s[e]:
-        engine.end_s = max(now_s, s.ready_s[e])
-        set_timer(s.timers_s, s.winners, e, engine.end_s)
-
-
-@kernel
-def enqueue(s, e, r, now_s):
-    """Queue a request; a leap it could join ends with the step under way."""
-    engine = s.engines[e]
-    request = s.requests[r]
-    request.engine = e
-    request.state = WAITING
-    enter_queue(s, e, r, now_s, False)
-    joins = engine.open and (engine.order == FCFS or engine.waiting_head == r or engine.skip > 0)
-    if joins and engine.steps > 1:
-        wait_s = now_s - engine.start_s
-        engine.steps = steps_until(engine.first_s, engine.slope_s, engine.steps, wait_s)
-        engine.end_s = engine.start_s + leap_s(engine.first_s, engine.slope_s, engine.steps)
-        engine.open = False
-        set_timer(s.timers_s, s.winners, e, engine.end_s)
-    else:
-        wake(s, e, now_s)
-
-
-@kernel
-def arrive(s, rules, r, now_s):
-    """Route a new request and queue it, or reject it if it can never fit."""
-    request = s.requests[r]
-    request.arrival_s = now_s
-    low, high = 0, rules.entry_engines
-    e = low
-    if high > 1:
-        e = route(
-            rules.routing,
-            s.counters[TURN],
-            random_u64(rules.seed, 2 * r),
-            favourite(s, r),
-            s.ready_s,
-            now_s,
-            s.load_requests,
-            s.load_tokens,
-            low,
-            high,
-        )
-        s.counters[TURN] += 1
-        remember(s, r, e)
-    if fits(s, rules, e, r):
-        add_load(s, rules, e, r, 1)
-        enqueue(s, e, r, now_s)
-    else:
-        reject(s, rules, r, now_s)
-
-
-@kernel
-def reject(s, rules, r, now_s):
-    """Refuse a request, and with it the later rounds of its session."""
-    s.requests[r].state = REJECTED
-    s.counters[REMAINING] -= 1
-    while s.requests[r].follower != NONE:
-        r = np.int64(s.requests[r].follower)
-        s.requests[r].arrival_s = now_s
-        s.requests[r].state = REJECTED
-        s.counters[REMAINING] -= 1
-    release_user(s, rules, now_s)
-
-
-@kernel
-def next_row(s):
-    """Move on to the next row of the trace that arrives by itself and return it."""
-    row = s.counters[NEXT_ROW]
-    while row < len(s.requests):
-        request = s.requests[row]
-        if request.state == ABSENT and request.arrival_s == request.arrival_s:
-            break
-        row += 1
-    s.counters[NEXT_ROW] = row
-    return row
-
-
-@kernel
-def release_user(s, rules, now_s):
-    """In a closed loop, let the user whose request ended send the next one."""
-    if rules.closed_loop:
-        row = next_row(s)
-        if row < len(s.requests):
-            s.counters[NEXT_ROW] = row + 1
-            push_pending(s, now_s + rules.closed_loop_think_s, row)
+UNDER_WAY, FINISHED, STALLED, FAULTED, DUE = range(5)
+"""Where a run stands. ``DUE``: the next event is later than the time asked for."""
 
 
 @kernel
@@ -200,29 +60,41 @@ def complete(s, rules, e, r, now_s):
 
 
 @kernel
-def hand_over(s, rules, e, r, now_s):
+def decode_engine(s, rules, r, now_s):
+    """Choose a decode engine for a request whose prompt is computed."""
+    draw = random_u64(rules.seed, 2 * r + 1)
+    turn = s.counters[DECODE_TURN]
+    s.counters[DECODE_TURN] += 1
+    low, high = rules.entry_engines, len(s.engines)
+    return choose(s, rules, rules.decode_routing, turn, draw, np.int64(NONE), r, now_s, low, high)
+
+
+@kernel
+def seat_elsewhere(s, rules, r, now_s):
+    """Choose a decode engine for a request of a mixed one; NONE if it has no seat for it."""
+    if s.coupled is not None and rules.admission == GATED:
+        return free_solo(s, rules, r)
+    request = s.requests[r]
+    d = decode_engine(s, rules, r, now_s)
+    target = s.engines[d]
+    tokens = request.prompt + request.output - 1
+    full = s.load_requests[d] >= target.max_seqs
+    return NONE if full or blocks_for(target, tokens) > target.kv_blocks else d
+
+
+@kernel
+def hand_over(s, rules, e, r, d, now_s):
     """Send a computed prompt's KV cache to a decode engine; its blocks stay until it is there."""
     request = s.requests[r]
     source = s.engines[e]
     unlink_running(s, e, r)
+    leave_sizes(s, e, r)
+    forget_resident(s, e, r)
     add_load(s, rules, e, r, -1)
-    d = route(
-        rules.routing,
-        s.counters[DECODE_TURN],
-        random_u64(rules.seed, 2 * r + 1),
-        -1,
-        s.ready_s,
-        now_s,
-        s.load_requests,
-        s.load_tokens,
-        rules.entry_engines,
-        len(s.engines),
-    )
-    s.counters[DECODE_TURN] += 1
     add_load(s, rules, d, r, 1)
     target = s.engines[d]
     begin_s = max(now_s, source.send_free_s, target.receive_free_s)
-    end_s = begin_s + rules.link_latency_s + rules.link_token_s * request.prompt
+    end_s = begin_s + rules.link_latency_s + rules.link_token_s * request.computed
     source.send_free_s = end_s
     target.receive_free_s = end_s
     request.destination = d
@@ -234,17 +106,28 @@ def hand_over(s, rules, e, r, now_s):
 def receive(s, r, now_s):
     """End a transfer: free the source's blocks and queue the request for decoding."""
     request = s.requests[r]
-    source = np.int64(request.engine)
-    release(s, source, r, request.prompt)
-    if s.engines[source].waiting > 0:
-        wake(s, source, now_s)
-    request.computed = request.prompt
+    e = np.int64(request.engine)
+    source = s.engines[e]
+    if source.role != PREFILL_ONLY and source.steps > 1:
+        cut_leap(s, e, now_s)
+        grow_to(s, e, source.steps)
+    release(s, e, r, request.computed)
+    if source.waiting > 0:
+        wake(s, e, now_s)
     enqueue(s, np.int64(request.destination), r, now_s)
 
 
 @kernel
 def end_leap(s, rules, e):
     """Take an engine over the end of its leap and into the next one."""
+    settle(s, rules, e)
+    schedule(s, e)
+    set_timer(s.timers_s, s.winners, e, s.engines[e].end_s)
+
+
+@kernel
+def settle(s, rules, e):
+    """Account for the leap that an engine ends: tokens given, requests that stop or move on."""
     engine = s.engines[e]
     now_s = engine.end_s
     if engine.steps > 0:
@@ -269,18 +152,24 @@ def end_leap(s, rules, e):
                     request.prompt + request.produced
                 ):
                     give_token(s, e, r)
+                    if s.coupled is not None and rules.admission == GATED:
+                        end_prefill(s, r)
                     if request.produced == request.output:
                         leave(s, e, r, request.prompt + request.output - 1)
                         complete(s, rules, e, r, now_s)
-                    elif engine.role == PREFILL_ONLY:
-                        hand_over(s, rules, e, r, now_s)
                     else:
-                        forget_resident(s, e, r)
-                        expect_resident(s, e, r, request.computed + 1, predicted_left(s, r))
-                        join_decoding(s, e, r)
+                        d = np.int64(NONE)
+                        if engine.role == PREFILL_ONLY:
+                            d = decode_engine(s, rules, r, now_s)
+                        elif engine.role == MIXED and rules.entry_engines < len(s.engines):
+                            d = seat_elsewhere(s, rules, r, now_s)
+                        if d != NONE:
+                            hand_over(s, rules, e, r, d, now_s)
+                        else:
+                            forget_resident(s, e, r)
+                            expect_resident(s, e, r, request.computed + 1, predicted_left(s, r))
+                            join_decoding(s, e, r)
                 r = following
-    schedule(s, e)
-    set_timer(s.timers_s, s.winners, e, engine.end_s)
 
 
 @kernel
@@ -307,8 +196,22 @@ def record_kv(s, e):
 
 
 @entry_kernel
-def run(s, rules, max_events):
-    """Process up to ``max_events`` events and return where the run stands."""
+def regroup(s, first, last, now_s):
+    """Let engines ``first .. last - 1`` look at their queues by new groups as soon as they can."""
+    for e in range(first, last):
+        if s.engines[e].steps > 1:
+            cut_leap(s, e, now_s)
+        else:
+            wake(s, e, now_s)
+
+
+@entry_kernel
+def run(s, rules, max_events, until_s):
+    """Process up to ``max_events`` events, none later than ``until_s``, and return where the run
+    stands.
+
+    Every engine steps for itself, and admission holds no request: see ``coupled`` for the rest.
+    """
     for _ in range(max_events):
         if s.counters[FAULT] > 0:
             return FAULTED
@@ -319,19 +222,19 @@ def run(s, rules, max_events):
         row = len(s.requests) if rules.closed_loop else next_row(s)
         arrival_s = s.requests[row].arrival_s if row < len(s.requests) else math.inf
         pending_s = s.pending_s[0] if s.counters[PENDING] > 0 else math.inf
+        if until_s < min(arrival_s, pending_s, end_s) < math.inf:
+            return DUE
         if arrival_s <= pending_s and arrival_s <= end_s:
             if arrival_s == math.inf:
                 return STALLED
             s.counters[NEXT_ROW] += 1
             arrive(s, rules, row, arrival_s)
         elif pending_s <= end_s:
-            r = np.int64(s.pending[0])
-            pop_timed(s.pending_s, s.pending, s.counters[PENDING])
-            s.counters[PENDING] -= 1
+            r = pop_pending(s)
             if s.requests[r].state == TRANSFER:
                 receive(s, r, pending_s)
             else:
-                arrive(s, rules, r, pending_s)
+                return_later(s, rules, r, pending_s)
         else:
             end_leap(s, rules, e)
     return FINISHED if s.counters[REMAINING] == 0 else UNDER_WAY

@@ -9,10 +9,14 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from itertools import chain
 from math import ceil, floor, inf, log2, nan
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpusched.errors import InputError
+from gpusched.policies import views
+from gpusched.policies.admission.policy import GATED, STAGGERED
 from gpusched.policies.batching.discipline import (
     ALL,
     CHUNKED,
@@ -26,11 +30,14 @@ from gpusched.policies.batching.discipline import (
     Discipline,
     discipline,
 )
+from gpusched.policies.batching.estimation import GroupEstimator, Groups
 from gpusched.policies.batching.groups import TOLERANCE_S
 from gpusched.policies.batching.order import FCFS, LEVELS, PRIORITY, SHORTEST, VOLUME
-from gpusched.policies.routing import AFFINITY_FACTOR, AFFINITY_SLACK_REQUESTS
+from gpusched.policies.custom import Compiled
+from gpusched.policies.routing.policy import RoutingPolicy
 from gpusched.sim.fleet import Fleet, Pool
-from gpusched.sim.grouping import Groups, groups_for
+from gpusched.sim.grouping import estimator_for, groups_for, learns
+from gpusched.sim.reference_front import Front, Gated, Staggered
 from gpusched.sim.simulate import ClosedLoop, predictions
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Trace
@@ -44,6 +51,7 @@ class Request:
     prompt: int
     output: int
     blocks: list[int]
+    session: int | None = None
     follower: "Request | None" = None
     think_s: float = 0.0
     arrival_s: float = nan
@@ -60,6 +68,10 @@ class Request:
     engine: "Engine | None" = None
     destination: "Engine | None" = None
     transferring: bool = False
+    held_back: bool = False
+    age: int = 0
+    """Releases that passed it over."""
+    gated: bool = False
     predicted: int = 0
     priority: int = 0
     rank: tuple[float, ...] = ()
@@ -80,7 +92,7 @@ class Request:
 
 @dataclass(eq=False)
 class Engine:
-    """One lane of one replica."""
+    """One lane of one replica, or of one of its data-parallel units."""
 
     pool: Pool
     pool_index: int
@@ -117,8 +129,11 @@ class Engine:
 
     def __post_init__(self) -> None:
         count = len(self.groups.ends)
+        self.max_seqs = self.groups.seats
         self.held: list[list[Request]] = [[] for _ in range(count)]
         self.sizes = [0] * count
+        self.units = [self]
+        self.start_s = 0.0
         self.nested = self.policy.name == "nested-wait"
         self.grouped = self.policy.gate == GROUPED
 
@@ -359,31 +374,34 @@ class Engine:
                 self.allocate(request, 1)
         return preempted
 
-    def schedule(self, now_s: float) -> None:
-        """Form the next iteration."""
+    def form_batch(self, now_s: float) -> None:
+        """Choose what enters the next iteration."""
         self.chunks = []
         prefilling = [r for r in self.running if r not in self.decodes]
         if self.policy.forming == CHUNKED:
-            active = self.schedule_chunked(prefilling, now_s)
+            self.active = self.schedule_chunked(prefilling, now_s)
         else:
-            active = self.schedule_whole(now_s)
-        self.busy = bool(active or self.chunks)
-        if self.busy:
-            duration = self.iteration_s(active)
-            self.iterations += 1
-            self.busy_s += duration
-            if self.chunks:
-                self.prefill_busy_s += duration
-            self.end_s = now_s + duration
-        else:
-            self.end_s = inf
-            if self.grouped:
-                held = [g for g in range(len(self.held)) if self.held[g]]
-                releases = [self.held_since(g) + self.groups.hold_s for g in held]
-                self.end_s = min([r for r in releases if r > now_s + TOLERANCE_S], default=inf)
-            if self.emptied:
-                self.end_s = now_s
-        self.active = active
+            self.active = self.schedule_whole(now_s)
+        self.busy = bool(self.active or self.chunks)
+
+    def run_batch(self, now_s: float, duration: float) -> None:
+        """Spend an iteration, or wait while other units do."""
+        self.start_s = now_s
+        self.end_s = now_s + duration
+        self.busy_s += duration
+        if self.chunks:
+            self.prefill_busy_s += duration
+        self.iterations += self.busy
+
+    def next_look_s(self, now_s: float) -> float:
+        """When an engine without a batch looks at its queue again by itself."""
+        if self.emptied:
+            return now_s
+        if not self.grouped:
+            return inf
+        held = [g for g in range(len(self.held)) if self.held[g]]
+        releases = [self.held_since(g) + self.groups.hold_s for g in held]
+        return min([r for r in releases if r > now_s + TOLERANCE_S], default=inf)
 
     def schedule_chunked(self, prefilling: list[Request], now_s: float) -> list[Request]:
         """Decodes first, then prompt tokens up to the budget."""
@@ -520,16 +538,46 @@ class Engine:
             work += past * new + new * (new + 1) / 2
             rising = min(max(timing.window - past, 0), new)
             narrow += past * rising + rising * (rising + 1) / 2 + (new - rising) * timing.window
-        table = timing.tokens_s
-        last = len(table) - 1
-        duration = table[min(tokens, last)]
-        if tokens > last:
-            duration += (tokens - last) * (table[last] - table[last - 1])
+        duration = continued(timing.tokens_s, tokens)
         duration += timing.logits_s[len(active) + finishing]
         if active:
             duration += timing.decode_fixed_s + context_s
         duration += timing.prefill_fixed_s + timing.work_s * work + timing.window_work_s * narrow
         return float(duration)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of the iteration."""
+        return len(self.active) + sum(new for _, _, new in self.chunks)
+
+    def experts_s(self, tokens: int) -> float:
+        """Duration of the experts' part for the tokens of all units."""
+        return continued(self.timing.experts_s, tokens) if len(self.units) > 1 else 0.0
+
+
+def continued(table: NDArray[np.float64], index: int) -> float:
+    """Entry of a table, which is continued by its last slope."""
+    last = len(table) - 1
+    return float(table[min(index, last)] + max(index - last, 0) * (table[last] - table[last - 1]))
+
+
+def schedule(units: list[Engine], now_s: float) -> None:
+    """Start the next iteration of an engine, or of units that step together.
+
+    Units wait for the slowest in what each computes alone; the experts serve all their tokens.
+    """
+    for unit in units:
+        unit.form_batch(now_s)
+    busy = [unit for unit in units if unit.busy]
+    if not busy:
+        end_s = min(unit.next_look_s(now_s) for unit in units)
+        for unit in units:
+            unit.end_s = end_s
+        return
+    alone = max(u.iteration_s(u.active) - u.experts_s(len(units) * u.batch_tokens) for u in busy)
+    duration = alone + units[0].experts_s(sum(unit.batch_tokens for unit in busy))
+    for unit in units:
+        unit.run_batch(now_s, duration)
 
 
 def random_u64(seed: int, index: int) -> int:
@@ -539,6 +587,26 @@ def random_u64(seed: int, index: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return z ^ (z >> 31)
+
+
+def seen_request(request: Request) -> views.Request:
+    """What a user's function sees of a request before any engine has it."""
+    return views.Request(
+        request.arrival_s, request.prompt, request.produced, request.predicted, request.priority
+    )
+
+
+@dataclass(eq=False)
+class Learner:
+    """What sets the groups of a pool."""
+
+    estimator: GroupEstimator
+    pool_index: int
+    period_s: float
+    due_s: float
+    requests: list[Request] = field(default_factory=list)
+    """Arrivals so far; their place is their number."""
+    periods: int = 1
 
 
 class Reference:
@@ -571,6 +639,9 @@ class Reference:
             request.predicted = int(predicted[request.index])
             if trace.class_id is not None:
                 request.priority = int(trace.class_id[request.index])
+        if trace.session_id is not None:
+            for request in self.requests:
+                request.session = int(trace.session_id[request.index])
         roots = self.requests
         if trace.think_s is not None and trace.session_id is not None and trace.round is not None:
             latest: dict[int, Request] = {}
@@ -604,12 +675,31 @@ class Reference:
             )
             for index, pool in enumerate(lanes)
         ]
+        first = 0
+        while first < len(lanes):
+            units = self.engines[first : first + lanes[first].data_parallel]
+            for unit in units:
+                unit.units = units
+            first += len(units)
         self.entry = [e for e in self.engines if e.pool.role != "decode"]
         self.decode = [e for e in self.engines if e.pool.role == "decode"]
+        self.routing, self.decode_routing, self.admission = fleet.policies
         self.turn = {"entry": 0, "decode": 0}
         self.owner: dict[int, Engine] = {}
+        self.session_owner: dict[int, Engine] = {}
         self.gaps: list[float] = []
         self.remaining = len(self.requests)
+        self.front = Front(self)
+        if self.admission.kind == STAGGERED:
+            self.front = Staggered(self, self.admission)
+        elif self.admission.kind == GATED:
+            self.front = Gated(self, self.admission, trace)
+        self.learners = [
+            Learner(estimator_for(pool, chosen), index, chosen.reestimate_s, chosen.reestimate_s)
+            for index, pool in enumerate(fleet.pools)
+            if learns(chosen := discipline(pool.batching))
+        ]
+        self.untold: list[Request] = []
 
     def run(self) -> "Reference":
         """Run to the end."""
@@ -620,17 +710,60 @@ class Reference:
             engine = min(self.engines, key=lambda e: e.end_s)
             row_s = self.rows[0][0] if self.rows and self.closed_loop is None else inf
             pending_s = self.pending[0][0] if self.pending else inf
-            if row_s <= pending_s and row_s <= engine.end_s:
-                self.arrive(self.rows.popleft()[1], row_s)
-            elif pending_s <= engine.end_s:
+            due_s = min((learner.due_s for learner in self.learners), default=inf)
+            tick_s = self.front.tick_s
+            if due_s < min(row_s, pending_s, tick_s, engine.end_s):
+                self.learn(due_s)
+            elif row_s <= min(pending_s, tick_s, engine.end_s):
+                self.front.take_in(self.rows.popleft()[1], row_s)
+            elif pending_s <= min(tick_s, engine.end_s):
                 request = self.requests[self.pending.pop(0)[1]]
                 if request.transferring:
                     self.receive(request, pending_s)
+                elif request.held_back:
+                    self.ask_admission(request, pending_s)
                 else:
-                    self.arrive(request, pending_s)
+                    self.front.take_in(request, pending_s)
+            elif tick_s <= engine.end_s:
+                self.front.look(tick_s)
             else:
-                self.end_iteration(engine)
+                self.front.end_pass(engine.units, engine.end_s)
+                for unit in engine.units:
+                    self.end_iteration(unit)
+                for unit in engine.units:
+                    unit.busy = False
+                self.front.look(engine.end_s)
+                schedule(engine.units, engine.end_s)
         return self
+
+    def learn(self, now_s: float) -> None:
+        """Tell estimators what is known by now, and take the groups of those that are due."""
+        arrived = sorted(self.untold, key=lambda r: (r.arrival_s, r.index))
+        self.untold = []
+        for learner in self.learners:
+            own = [r for r in arrived if r.engine and r.engine.pool_index == learner.pool_index]
+            learner.requests += own
+            estimator = learner.estimator
+            estimator.observe_arrival(
+                [r.arrival_s for r in own], [r.prompt for r in own], [r.predicted for r in own]
+            )
+            if learner.due_s > now_s:
+                continue
+            learner.periods += 1
+            learner.due_s = learner.periods * learner.period_s
+            for number in estimator.numbers:
+                request = learner.requests[number]
+                if request.produced == request.output:
+                    estimator.observe_end(number, request.produced)
+                else:
+                    estimator.censor(number, request.produced)
+            before = estimator.groups
+            if estimator.thresholds(now_s) is not before:
+                for engine in self.engines:
+                    if engine.pool_index == learner.pool_index:
+                        engine.groups = estimator.groups
+                        engine.max_seqs = estimator.groups.seats
+                        self.wake(engine, now_s)
 
     def route(self, request: Request, engines: list[Engine], tier: str, now_s: float) -> Engine:
         """Choose an engine as the fleet's routing policy does."""
@@ -640,69 +773,143 @@ class Reference:
         self.turn[tier] += 1
         draw = random_u64(self.seed, 2 * request.index + (tier == "decode"))
         favourite = None
-        if tier == "entry":
+        if tier == "entry" and self.routing.name.startswith("session-affinity"):
+            favourite = (
+                self.session_owner.get(request.session) if request.session is not None else None
+            )
+        elif tier == "entry":
             for block in request.blocks:
                 if block not in self.owner:
                     break
                 favourite = self.owner[block]
         started = [e for e in engines if e.pool.startup_s <= now_s]
-        chosen = self.choose(engines, started, favourite, turn, draw)
+        policy = self.routing if tier == "entry" else self.decode_routing
+        chosen = self.choose(policy, engines, started, favourite, turn, draw, request)
         if tier == "entry":
             for block in request.blocks:
                 self.owner[block] = chosen
+            if request.session is not None:
+                self.session_owner[request.session] = chosen
         return chosen
 
     def choose(
         self,
+        policy: RoutingPolicy,
         engines: list[Engine],
         started: list[Engine],
         favourite: Engine | None,
         turn: int,
         draw: int,
+        request: Request,
     ) -> Engine:
-        """Apply the routing policy to the candidates."""
+        """Apply a routing policy to the candidates."""
         if not started:
             return min(engines, key=lambda e: e.pool.startup_s)
-        routing = self.fleet.routing
         count = len(engines)
-        if routing == "least-requests":
+        if policy.score is not None:
+            own = policy.score
+            return min(
+                started, key=lambda e: self.score(own, engines.index(e), e, favourite, request)
+            )
+        if policy.name == "least-requests":
             return min(started, key=lambda e: e.load_requests)
         least = min(started, key=lambda e: e.load_tokens)
-        if routing == "least-tokens":
+        if policy.name == "least-tokens":
             return least
-        if routing == "prefix-affinity":
-            limit = AFFINITY_FACTOR * least.load_requests + AFFINITY_SLACK_REQUESTS
+        if policy.name == "iqr-lexicographic":
+            return self.place(policy, started, request)
+        if policy.name in ("prefix-affinity", "session-affinity"):
+            limit = policy.factor * least.load_requests + policy.slack_requests
             if favourite in started and favourite is not None and favourite.load_requests <= limit:
                 return favourite
             return least
-        if routing == "power-of-two":
+        if policy.name == "power-of-two":
             a = (draw >> 33) % count
             b = ((draw & 0x7FFFFFFF) % (count - 1) + a + 1) % count
             pair = [engines[i] for i in sorted((a, b))]
             if any(e not in started for e in pair):
                 return min(started, key=lambda e: e.load_requests)
             return min(pair, key=lambda e: e.load_requests)
-        start = turn if routing == "round-robin" else draw >> 33
+        start = turn if policy.name == "round-robin" else draw >> 33
         order = [engines[(start + i) % count] for i in range(count)]
         return next(e for e in order if e in started)
 
-    def arrive(self, request: Request, now_s: float) -> None:
-        """Route and queue a request, or reject it."""
-        request.arrival_s = now_s
-        engine = self.route(request, self.entry, "entry", now_s)
-        homes = [engine]
-        if engine.pool.role == "prefill":
-            prompt_fits = engine.blocks_for(request.prompt) <= engine.kv_blocks
-            homes = self.decode if request.output > 1 else []
+    def place(self, policy: RoutingPolicy, started: list[Engine], request: Request) -> Engine:
+        """Fewest requests, then tokens, outliers in tokens left out."""
+        tokens = request.prompt + self.expected_output
+        able = [e for e in started if e.kv_blocks * e.pool.block_tokens - e.load_tokens >= tokens]
+        if not able:
+            return min(started, key=lambda e: e.load_requests)
+        if len(able) >= 4:
+            q1, q3 = np.percentile([e.load_tokens for e in able], [25, 75])
+            limit = q3 + policy.outlier_factor * (q3 - q1)
+            able = [e for e in able if e.load_tokens <= limit]
+        fewest = min(e.load_requests for e in able)
+        close = [e for e in able if e.load_requests <= fewest + policy.slack_requests]
+        return min(close, key=lambda e: e.load_tokens)
+
+    def score(
+        self,
+        own: Compiled,
+        position: int,
+        engine: Engine,
+        favourite: Engine | None,
+        request: Request,
+    ) -> float:
+        """Score a candidate with a user's function."""
+        seen = {
+            "replica": views.Replica(
+                position, engine.load_requests, engine.load_tokens, engine is favourite
+            ),
+            "request": seen_request(request),
+        }
+        return float(own.function(*(seen[v] for v in own.views), *own.parameters))
+
+    def ask_admission(self, request: Request, now_s: float) -> None:
+        """Ask a user's function how long to hold a request."""
+        own = self.admission.hold
+        assert own is not None
+        seen: dict[str, Any] = {
+            "request": seen_request(request),
+            "fleet": views.Fleet(
+                now_s,
+                len(self.entry),
+                sum(e.load_requests for e in self.engines),
+                sum(e.load_tokens for e in self.engines),
+            ),
+        }
+        hold_s = float(own.function(*(seen[v] for v in own.views), *own.parameters))
+        request.held_back = 0.0 < hold_s < inf
+        if hold_s == inf:
+            self.reject(request, now_s)
+        elif request.held_back:
+            insort(self.pending, (now_s + hold_s, request.index))
         else:
-            prompt_fits = True
-        if prompt_fits and all(e.blocks_for(request.final_tokens) <= e.kv_blocks for e in homes):
+            self.enter(request, now_s)
+
+    def enter(self, request: Request, now_s: float) -> None:
+        """Route and queue a request, or reject it."""
+        engine = self.route(request, self.entry, "entry", now_s)
+        if self.fits(request, engine):
             self.count(engine, request, 1)
             self.enqueue(engine, request, now_s)
-            return
+        else:
+            self.reject(request, now_s)
+
+    def fits(self, request: Request, engine: Engine) -> bool:
+        """Whether an engine, or every decode engine after it, can hold a request."""
+        homes = [engine]
+        if engine.pool.role == "prefill":
+            if engine.blocks_for(request.prompt) > engine.kv_blocks:
+                return False
+            homes = self.decode if request.output > 1 else []
+        return all(e.blocks_for(request.final_tokens) <= e.kv_blocks for e in homes)
+
+    def reject(self, request: Request, now_s: float) -> None:
+        """Refuse a request and the later rounds of its session."""
         rejected: Request | None = request
         while rejected is not None:
-            rejected.arrival_s = now_s
+            rejected.arrival_s = now_s if rejected is not request else rejected.arrival_s
             rejected.rejected = True
             self.remaining -= 1
             rejected = rejected.follower
@@ -715,14 +922,17 @@ class Reference:
 
     def enqueue(self, engine: Engine, request: Request, now_s: float) -> None:
         """Queue a request; an idle engine wakes."""
+        if request.engine is None:
+            self.untold.append(request)
         request.engine = engine
         engine.enter_queue(request, front=False)
         self.wake(engine, now_s)
 
     def wake(self, engine: Engine, now_s: float) -> None:
         """Let an idle engine look at its queue."""
-        if not engine.busy:
-            engine.end_s = min(engine.end_s, max(now_s, engine.pool.startup_s))
+        if not any(unit.busy for unit in engine.units):
+            for unit in engine.units:
+                unit.end_s = min(unit.end_s, max(now_s, unit.pool.startup_s))
 
     def next_user(self, now_s: float) -> None:
         """In a closed loop, let the next row arrive."""
@@ -756,7 +966,7 @@ class Reference:
         engine.output_tokens += 1
 
     def end_iteration(self, engine: Engine) -> None:
-        """Take an engine from one iteration to the next."""
+        """Account for the iteration that an engine ends."""
         now_s = engine.end_s
         if engine.busy:
             finished, paused = [], []
@@ -778,10 +988,11 @@ class Reference:
                 if request.computed < request.target:
                     continue
                 self.give_token(engine, request, now_s)
+                self.front.end_prefill(request)
                 if request.produced == request.output:
                     self.complete(engine, request, now_s)
-                elif engine.pool.role == "prefill":
-                    self.hand_over(engine, request, now_s)
+                elif (target := self.decode_engine(engine, request, now_s)) is not None:
+                    self.hand_over(engine, target, request, now_s)
                 elif engine.at_group_end(request):
                     engine.pause(request)
                 else:
@@ -789,17 +1000,38 @@ class Reference:
                     base = request.computed + 1 - engine.iterations
                     request.plan = (engine.iterations + left - 1, base)
                     engine.decodes.append(request)
-        engine.schedule(now_s)
 
-    def hand_over(self, engine: Engine, request: Request, now_s: float) -> None:
+    def decode_engine(self, engine: Engine, request: Request, now_s: float) -> Engine | None:
+        """Choose a decode engine for a computed prompt; None if it stays where it is."""
+        if not self.decode or engine.pool.role == "decode":
+            return None
+        if self.admission.kind == GATED and engine.pool.role == "mixed":
+            free = [
+                e
+                for e in self.decode
+                if e.load_requests < e.max_seqs
+                and e.blocks_for(request.final_tokens) <= e.kv_blocks
+            ]
+            draw = (random_u64(self.seed, 2 * request.index + 1) >> 11) / 2**53
+            return free[int(draw * len(free))] if free else None
+        target = self.route(request, self.decode, "decode", now_s)
+        if engine.pool.role == "mixed" and (
+            target.load_requests >= target.max_seqs
+            or target.blocks_for(request.final_tokens) > target.kv_blocks
+        ):
+            return None
+        return target
+
+    def hand_over(self, engine: Engine, target: Engine, request: Request, now_s: float) -> None:
         """Send the KV cache to a decode engine."""
         engine.running.remove(request)
+        if engine.grouped:
+            engine.sizes[request.group] -= 1
         self.count(engine, request, -1)
-        target = self.route(request, self.decode, "decode", now_s)
         self.count(target, request, 1)
         link = self.fleet.link
         begin_s = max(now_s, engine.send_free_s, target.receive_free_s)
-        end_s = begin_s + link.latency_s + link.token_s * request.prompt
+        end_s = begin_s + link.latency_s + link.token_s * request.computed
         engine.send_free_s = target.receive_free_s = end_s
         request.destination = target
         request.transferring = True
@@ -814,5 +1046,4 @@ class Reference:
         source.release(request)
         if source.waiting:
             self.wake(source, now_s)
-        request.computed = request.prompt
         self.enqueue(target, request, now_s)

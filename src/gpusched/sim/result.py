@@ -20,10 +20,12 @@ class PoolUse:
     replicas: int
     gpus: int
     iterations: int
+    """Batches computed; those of data-parallel units that step together count one by one."""
     busy_s: float
-    """Summed over replicas; a pipeline lane counts by its share of the replica."""
+    """Summed over replicas. A pipeline lane counts by its share of the replica; a data-parallel unit
+    is as busy as its replica, idle or not."""
     prefill_busy_s: float
-    """Part of ``busy_s`` in iterations that carry prompt tokens."""
+    """Part of ``busy_s`` in iterations that carry prompt tokens, units by their share."""
     prompt_tokens: int
     """Prompt tokens computed: recomputed ones counted again, cached ones not."""
     output_tokens: int

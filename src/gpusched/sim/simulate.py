@@ -5,22 +5,29 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.compilation import is_cached
+from gpusched.compilation import compiled_for, is_cached
 from gpusched.errors import InputError
-from gpusched.policies import routing
+from gpusched.policies.admission.policy import GATED, STAGGERED
 from gpusched.policies.batching.discipline import LOOK_AHEAD, OPEN, Discipline, discipline
 from gpusched.policies.custom import MAX_PARAMETERS, Compiled, unused
 from gpusched.policies.lengths.predictors import parse_predictor, predict
-from gpusched.policies.views import Engine, Request
+from gpusched.policies.routing.choice import PREFIX_AFFINITY, SESSION_AFFINITY
+from gpusched.policies.routing.policy import RoutingPolicy
+from gpusched.policies.views import Engine, Replica, Request
+from gpusched.policies.views import Fleet as FleetView
 from gpusched.sim import kernel, state
+from gpusched.sim.coupled import run_coupled
 from gpusched.sim.fleet import Fleet, Pool
+from gpusched.sim.front import front_of
 from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
 from gpusched.sim.grouping import groups_for
-from gpusched.sim.result import PoolUse, SimulationResult
+from gpusched.sim.reestimation import Reestimation
+from gpusched.sim.result import Floats, PoolUse, SimulationResult
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Trace
 
@@ -59,12 +66,20 @@ def simulate(
         InputError: the trace is empty or its block ids do not fit the engines' KV blocks.
     """
     s, rules, firsts, notes = build(fleet, trace, closed_loop=closed_loop, seed=seed)
-    announce_compilation()
-    if not hasattr(kernel.run, "signatures"):
+    loop = kernel.run if s.coupled is None else run_coupled
+    announce_compilation(loop)
+    if not hasattr(loop, "signatures"):
         s = attribute_access(s)
-    kernel.run(s, rules, 0)
+    run = compiled_for(loop, s, rules, EVENTS_PER_SLICE, math.inf)
+    chosen = [(pool, discipline(pool.batching)) for pool in fleet.pools]
+    learning = Reestimation([(p, d, int(e)) for (p, d), e in zip(chosen, firsts, strict=True)], s)
     started = time.perf_counter()
-    while (status := kernel.run(s, rules, EVENTS_PER_SLICE)) == kernel.UNDER_WAY:
+    while True:
+        status = run(s, rules, EVENTS_PER_SLICE, learning.due_s)
+        if status == kernel.DUE:
+            learning.update(s)
+        elif status != kernel.UNDER_WAY:
+            break
         if progress is not None:
             progress(1.0 - int(s.counters[state.REMAINING]) / len(trace))
     if status == kernel.FAULTED:
@@ -72,13 +87,13 @@ def simulate(
     if status == kernel.STALLED:
         raise InputError(stall(fleet, s))
     wall_s = time.perf_counter() - started
-    return collect(fleet, trace, s, firsts, wall_s, notes)
+    return collect(fleet, trace, s, firsts, wall_s, notes + learning.notes)
 
 
 def attribute_access(s: state.State) -> state.State:
     """Return the state with records whose fields are attributes in plain Python too, for debugging
     with ``NUMBA_DISABLE_JIT=1``."""
-    records = {
+    records: dict[str, Any] = {
         name: array.view(np.recarray)
         for name, array in s._asdict().items()
         if isinstance(array, np.ndarray) and array.dtype.names
@@ -94,20 +109,33 @@ def fault(fleet: Fleet, s: state.State) -> str:
             f"batching policy {names} evicts request {s.counters[state.FAULTY]} again and again and "
             "never finishes it; raise its margin or let evicted requests keep their progress"
         )
+    if s.counters[state.FAULT] == state.HELD_FOREVER:
+        return (
+            f"admission policy {fleet.admission} holds request {s.counters[state.FAULTY]} again and "
+            "again and never lets it in; return 0 in the end, or infinity to reject it"
+        )
     row, r = int(s.counters[state.FAULT]) - 1, int(s.counters[state.FAULTY])
-    function = custom_functions([discipline(pool.batching) for pool in fleet.pools])[HOOKS[row]]
+    function = custom_functions(fleet)[HOOKS[row]]
     request = s.requests[r]
     engine = s.engines[int(request["engine"])]
+    free = int(engine["free"] + engine["evictable"] * engine["prefix_blocks"])
+    shift = int(engine["block_shift"])
     views = {
         "request": Request(
             float(request["arrival_s"]),
             *(int(request[n]) for n in ("prompt", "produced", "predicted", "priority")),
         ),
-        "engine": Engine(float(engine["end_s"]), int(engine["running"]), int(engine["max_seqs"]), 0, 0),
+        "engine": Engine(
+            float(engine["end_s"]), int(engine["running"]), int(engine["max_seqs"]),
+            free << shift, int(engine["kv_blocks"]) << shift,
+        ),
+        "replica": Replica(0, int(s.load_requests[0]), int(s.load_tokens[0]), False),
+        "fleet": FleetView(float(request["arrival_s"]), len(s.engines), int(s.load_requests.sum()),
+                           int(s.load_tokens.sum())),
     }  # fmt: skip
     try:
-        answer = function.function(*(views[v] for v in function.views), *function.parameters)
-        happened = f"returned {answer!r}, which is no number"
+        function.function(*(views[v] for v in function.views), *function.parameters)
+        happened = "returned nan, which is no number,"
     except Exception as error:
         happened = f"raised {type(error).__name__}: {error}"
     return f"policy {function.name} {happened} for request {r} ({views['request']})"
@@ -124,11 +152,11 @@ def stall(fleet: Fleet, s: state.State) -> str:
     )
 
 
-def announce_compilation() -> None:
+def announce_compilation(run: Callable[..., int]) -> None:
     """Tell the user why the first run on a machine takes longer."""
-    if not is_cached(kernel.run):
+    if not is_cached(run):
         print(
-            "compiling the simulator (once on this machine, some 10 to 20 s) ...",
+            "compiling the simulator (once on this machine, half a minute or more) ...",
             file=sys.stderr,
             flush=True,
         )
@@ -173,11 +201,14 @@ def build(
         requests["arrival_s"][followers[followers >= 0]] = np.nan
     prefix = trace.prefix
     caching = any(pool.prefix_caching and pool.role != "decode" for pool in fleet.pools)
-    if not caching and fleet.routing != "prefix-affinity":
+    routing, decode_routing, admission = fleet.policies
+    knows_prefixes = routing.kind == PREFIX_AFFINITY or routing.score is not None
+    if not caching and not knows_prefixes:
         prefix = None
     n_blocks = prefix.n_blocks if prefix is not None else 0
 
     disciplines = {id(pool): discipline(pool.batching) for pool in fleet.pools}
+    disaggregated = any(pool.role == "decode" for pool in fleet.pools)
     requests["predicted"] = predictions(trace, list(disciplines.values()), seed)
     requests["priority"] = 0 if trace.class_id is None else trace.class_id
     groups = {
@@ -187,11 +218,13 @@ def build(
     engines = np.zeros(len(lanes), state.ENGINE)
     timings: dict[int, int] = {}
     compiled: list[CompiledTiming] = []
-    for engine, pool in zip(engines, lanes, strict=True):
+    for index, (engine, pool) in enumerate(zip(engines, lanes, strict=True)):
         if id(pool.timing) not in timings:
             timings[id(pool.timing)] = len(compiled)
             compiled.append(pool.timing)
         engine["pool"] = fleet.pools.index(pool)
+        engine["units"] = pool.data_parallel
+        engine["unit"] = (index - first_of[id(pool)]) % pool.data_parallel
         engine["timing"] = timings[id(pool.timing)]
         engine["role"] = ROLES[pool.role]
         engine["kv_blocks"] = engine["free"] = pool.kv_blocks // pool.pipeline_stages
@@ -199,6 +232,11 @@ def build(
         engine["max_seqs"] = max(pool.max_num_seqs // pool.pipeline_stages, 1)
         engine["max_batched_tokens"] = pool.max_num_batched_tokens
         set_discipline(engine, disciplines[id(pool)])
+        engine["stepwise"] = (
+            pool.data_parallel > 1
+            or (disaggregated and pool.role == "mixed")
+            or admission.kind in (STAGGERED, GATED)
+        )
         if prefix is not None and pool.prefix_caching and pool.role != "decode":
             if prefix.block_tokens % pool.block_tokens:
                 raise InputError(
@@ -219,23 +257,31 @@ def build(
         group = groups[id(pool)]
         count = len(group.ends)
         engines["groups"][e], engines["hold_s"][e] = count, group.hold_s
+        engines["max_seqs"][e] = group.seats
         group_ends[e, :count] = group.ends
         group_thresholds[e, :count] = group.thresholds
         group_caps[e, :count] = group.caps
     ahead = any(d.gate == LOOK_AHEAD for d in disciplines.values())
-    custom = custom_functions(list(disciplines.values()))
+    custom = custom_functions(fleet)
+    sessions = 0
+    if routing.kind == SESSION_AFFINITY and trace.session_id is not None:
+        ids, requests["session"] = np.unique(trace.session_id, return_inverse=True)
+        sessions = len(ids)
     seats = int(engines["max_seqs"].max())
     windowed = any(timing.window > 0 for timing in compiled)
     block_tokens = max(pool.block_tokens for pool in fleet.pools)
-    scalars, tokens_s, decode_s, logits_s = stack_timings(compiled, seats)
+    scalars, tokens_s, decode_s, logits_s, experts_s = stack_timings(compiled, seats)
     cache = np.zeros((len(lanes), max(n_blocks if caching else 0, 1)), state.CACHED_BLOCK)
     cache["holders"] = -1
     entry_engines = sum(pool.role != "decode" for pool in lanes)
     makes_arrivals = (
         closed_loop is not None
+        or admission.hold is not None
         or entry_engines < len(lanes)
         or bool((requests["follower"] >= 0).any())
     )
+    coupled = admission.kind in (STAGGERED, GATED) or bool((engines["units"] > 1).any())
+    front = front_of(fleet, trace, lanes, entry_engines) if coupled else None
     leaves = 1 << (len(lanes) - 1).bit_length()
     timers_s = np.full(leaves, np.inf)
     winners = np.zeros(2 * leaves, np.int64)
@@ -271,6 +317,7 @@ def build(
         tokens_s=tokens_s,
         decode_s=decode_s,
         logits_s=logits_s,
+        experts_s=experts_s,
         gap_counts=np.zeros(BINS, np.int64),
         gap_totals=np.zeros(1, GAP_TOTALS),
         kv_series=np.zeros((len(fleet.pools), SERIES_BINS)),
@@ -279,7 +326,14 @@ def build(
         load_tokens=np.zeros(len(lanes), np.int64),
         ready_s=np.array([pool.startup_s for pool in lanes], np.float64),
         owners=np.full(max(n_blocks, 1), -1, np.int32),
+        session_owners=np.full(sessions, state.NONE, np.int32),
         think_s=trace.think_s if trace.think_s is not None else np.zeros(0),
+        front=front.record if front else None,
+        window=front.window if front else None,
+        classes=front.classes if front else None,
+        class_prefills=np.zeros(len(front.classes.waiting) if front else 1, np.int64),
+        scratch=np.zeros(len(lanes)),
+        by_tokens=np.arange(len(lanes)),
         timers_s=timers_s,
         winners=winners,
         pending_s=np.zeros(n if makes_arrivals else 1),
@@ -292,10 +346,13 @@ def build(
         parameters=np.stack(
             [custom[n].row() if n in custom else np.zeros(MAX_PARAMETERS) for n in HOOKS]
         ),
+        coupled=True if coupled else None,
     )
     s.counters[state.REMAINING] = n
     rules = state.Rules(
-        routing=routing.POLICIES[fleet.routing],
+        routing=router_of(routing),
+        decode_routing=router_of(decode_routing),
+        admission=admission.kind,
         seed=seed,
         entry_engines=entry_engines,
         expected_output_tokens=expected_output_tokens(trace),
@@ -311,26 +368,48 @@ def build(
         s.counters[state.PENDING] = len(roots)
         s.counters[state.NEXT_ROW] = roots[-1] + 1
     notes = tuple(dict.fromkeys(group.note for group in groups.values() if group.note))
+    if front and front.note:
+        notes += (front.note,)
+    if routing.kind == SESSION_AFFINITY and not sessions:
+        notes += (f"{routing.name}: the trace has no sessions; the least loaded replica is taken",)
     return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64), notes
+
+
+def router_of(policy: RoutingPolicy) -> state.Router:
+    """Return a routing policy as the kernels take it."""
+    return state.Router(policy.kind, policy.slack_requests, policy.factor, policy.outlier_factor)
 
 
 HOOKS = ("rank", "admits", "score", "hold")
 """A user's functions, in the order of ``state.RANK`` and those after it."""
 
 
-def custom_functions(disciplines: list[Discipline]) -> dict[str, Compiled]:
+def custom_functions(fleet: Fleet) -> dict[str, Compiled]:
     """Return the user's functions among the fleet's policies.
 
     Raises:
         InputError: two pools use different ones.
     """
+    routing, decode_routing, admission = fleet.policies
+    disciplines = [discipline(pool.batching) for pool in fleet.pools]
+    candidates = {
+        "rank": [d.rank for d in disciplines],
+        "admits": [d.admits for d in disciplines],
+        "score": [routing.score, decode_routing.score],
+        "hold": [admission.hold],
+    }
     found: dict[str, Compiled] = {}
-    for name in ("rank", "admits"):
-        own = {getattr(d, name) for d in disciplines} - {None}
+    for name, functions in candidates.items():
+        own = set(functions) - {None}
         if len(own) > 1:
-            raise InputError("a fleet can use one batching policy of the user's own, not two")
+            raise InputError(
+                "a fleet can use one policy of the user's own of each kind, got "
+                + " and ".join(sorted(f.name for f in own if f is not None))
+            )
         if own:
-            found[name] = own.pop()
+            function = own.pop()
+            assert function is not None
+            found[name] = function
     return found
 
 
@@ -379,14 +458,15 @@ def session_followers(
 
 def stack_timings(
     timings: list[CompiledTiming], seats: int
-) -> tuple[NDArray[np.void], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.void], Floats, Floats, Floats, Floats]:
     """Lay the timing models' scalars and tables side by side, one row a model."""
     scalars = np.zeros(len(timings), state.TIMING_SCALARS)
     for row, timing in zip(scalars, timings, strict=True):
         for field in state.TIMING_SCALARS.names or ():
-            if field != "max_tokens":
+            if field not in ("max_tokens", "max_group_tokens"):
                 row[field] = getattr(timing, field)
         row["max_tokens"] = len(timing.tokens_s) - 1
+        row["max_group_tokens"] = len(timing.experts_s) - 1
         if min(len(timing.decode_s), len(timing.logits_s)) <= seats:
             raise InputError(
                 f"the timing model covers {len(timing.decode_s) - 1} sequences, "
@@ -395,11 +475,13 @@ def stack_timings(
     tokens_s = np.zeros((len(timings), max(len(timing.tokens_s) for timing in timings)))
     decode_s = np.zeros((len(timings), seats + 1))
     logits_s = np.zeros((len(timings), seats + 1))
+    experts_s = np.zeros((len(timings), max(len(timing.experts_s) for timing in timings)))
     for i, timing in enumerate(timings):
+        experts_s[i, : len(timing.experts_s)] = timing.experts_s
         tokens_s[i, : len(timing.tokens_s)] = timing.tokens_s
         decode_s[i] = timing.decode_s[: seats + 1]
         logits_s[i] = timing.logits_s[: seats + 1]
-    return scalars, tokens_s, decode_s, logits_s
+    return scalars, tokens_s, decode_s, logits_s, experts_s
 
 
 def collect(
@@ -417,6 +499,7 @@ def collect(
     uses = []
     for pool, first in zip(fleet.pools, firsts, strict=True):
         own = engines[first : first + pool.lanes]
+        share = pool.replicas / pool.lanes
         uses.append(
             PoolUse(
                 name=pool.name,
@@ -424,8 +507,8 @@ def collect(
                 replicas=pool.replicas,
                 gpus=pool.replicas * pool.gpus_per_replica,
                 iterations=int(own["iterations"].sum()),
-                busy_s=float(own["busy_s"].sum()) / pool.pipeline_stages,
-                prefill_busy_s=float(own["prefill_busy_s"].sum()) / pool.pipeline_stages,
+                busy_s=float(own["busy_s"].sum()) * share,
+                prefill_busy_s=float(own["prefill_busy_s"].sum()) * share,
                 prompt_tokens=int(own["prompt_tokens"].sum()),
                 output_tokens=int(own["output_tokens"].sum()),
                 kv_peak=float((own["peak_blocks"] / own["kv_blocks"]).max()),
@@ -436,13 +519,15 @@ def collect(
     width_s = float(s.series_width_s[0])
     bins = max(min(int(np.ceil(makespan_s / width_s)), SERIES_BINS), 1)
     edges = np.minimum(np.arange(bins + 1) * width_s, max(makespan_s, 1e-9))
-    capacity = np.array([pool.replicas * pool.kv_blocks for pool in fleet.pools], np.float64)
+    capacity = np.array(
+        [pool.replicas * pool.data_parallel * pool.kv_blocks for pool in fleet.pools], np.float64
+    )
     kv_use = s.kv_series[:, :bins] / (capacity[:, None] * np.maximum(np.diff(edges), 1e-12))
     replica_of = np.zeros(len(engines), np.int32)
     base = 0
     for pool, first in zip(fleet.pools, firsts, strict=True):
-        lanes = np.arange(pool.lanes) // pool.pipeline_stages
-        replica_of[first : first + pool.lanes] = base + lanes
+        lanes = np.arange(pool.lanes)
+        replica_of[first : first + pool.lanes] = base + lanes * pool.replicas // pool.lanes
         base += pool.replicas
     return SimulationResult(
         arrival_s=requests["arrival_s"].copy(),

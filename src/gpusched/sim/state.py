@@ -1,6 +1,7 @@
 """Records the kernels work on: one a request, one an engine, one a cached prefix block.
 
-An *engine* is one lane of one replica: a batch of its own with KV blocks of its own.
+An *engine* is one lane of one replica: a batch of its own with KV blocks of its own. Under
+data-parallel attention each unit is one, and those that step together follow one another.
 """
 
 from typing import Any, NamedTuple
@@ -8,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ABSENT, WAITING, PREFILL, DECODE, TRANSFER, DONE, REJECTED, PAUSED = range(8)
-"""States of a request. ``ABSENT``: not arrived; ``PAUSED``: keeps its KV cache but takes no step."""
+ABSENT, WAITING, PREFILL, DECODE, TRANSFER, DONE, REJECTED, PAUSED, HELD = range(9)
+"""States of a request. ``ABSENT``: not arrived; ``PAUSED``: keeps its KV cache but takes no step;
+``HELD``: not yet given to an engine."""
 
 MIXED, PREFILL_ONLY, DECODE_ONLY = range(3)
 """Roles."""
@@ -24,8 +26,8 @@ REQUEST_MASK = (1 << REQUEST_BITS) - 1
 RANK, ADMITS, SCORE, HOLD = range(4)
 """A user's functions: rows of ``parameters``; one more is the value of ``FAULT``."""
 
-THRASHING = 5
-"""Value of ``FAULT`` when a request is evicted without end."""
+THRASHING, HELD_FOREVER = 5, 6
+"""Values of ``FAULT`` when a request is evicted, or held before any engine, without end."""
 
 REQUEST = np.dtype(
     [
@@ -44,12 +46,14 @@ REQUEST = np.dtype(
         ("shared", "i4"),  # leading prefix blocks held in the cache's name
         ("cached", "i4"),  # prompt tokens found in the cache at first admission
         ("preemptions", "i4"),
+        ("holds", "i4"),  # times that admission has put it off, or passed it over
         ("engine", "i4"),
         ("destination", "i4"),  # engine that a transfer goes to
         ("next", "i4"),  # neighbours in the queue or in the running list
         ("previous", "i4"),
         ("link", "i4"),  # child in the queue's heap, or follower in a group's list
         ("follower", "i4"),  # next round of the session
+        ("session", "i4"),
         ("rank", "f8"),  # place in the queue, lower first
         ("predicted", "i4"),  # predicted output tokens
         ("planned_end", "i4"),  # iteration that a resident is predicted to end with
@@ -57,6 +61,7 @@ REQUEST = np.dtype(
         ("priority", "i2"),
         ("group", "i2"),  # of predicted length, or of decode progress
         ("state", "i1"),
+        ("gated", "b1"),  # counted among the prefills of its class
     ],
     align=True,
 )
@@ -65,8 +70,11 @@ ENGINE = np.dtype(
     [
         # settings
         ("pool", "i8"),
+        ("units", "i8"),  # engines that step together, this one included
+        ("unit", "i8"),  # which of them it is
         ("timing", "i8"),
         ("role", "i8"),
+        ("stepwise", "b1"),  # no leap over several chunks of a prompt
         ("forming", "i8"),  # these up to hold_s: see policies.batching.discipline
         ("order", "i8"),
         ("gate", "i8"),
@@ -96,6 +104,7 @@ ENGINE = np.dtype(
         ("steps", "i8"),
         ("first_s", "f8"),  # duration of its first step
         ("slope_s", "f8"),  # growth of the duration from step to step
+        ("grown", "i8"),  # its steps for which the decodes have their blocks
         ("active", "i8"),  # requests that decode in it
         ("prefill_head", "i8"),  # first running request with a chunk in it
         ("chunk_tokens", "i8"),  # prompt tokens in each step
@@ -157,8 +166,68 @@ TIMING_SCALARS = np.dtype(
         ("window_work_s", "f8"),
         ("window", "i8"),
         ("max_tokens", "i8"),
+        ("max_group_tokens", "i8"),
     ]
 )
+
+
+FRONT = np.dtype(
+    [
+        ("tick_s", "f8"),  # when to look at held requests again
+        ("head", "i8"),  # held requests, linked through ``next``
+        ("tail", "i8"),
+        ("held", "i8"),
+        ("held_tokens", "i8"),
+        # staggered release
+        ("lowest_s", "f8"),
+        ("network_s", "f8"),
+        ("prior_s", "f8"),
+        ("age_limit", "i8"),
+        ("last_release_s", "f8"),
+        ("passes", "i8"),
+        ("unloaded", "b1"),
+        # gates
+        ("gate", "i8"),
+        ("burst", "f8"),
+        ("accrued_s", "f8"),
+    ],
+    align=True,
+)
+"""Requests held before any engine; one record."""
+
+
+class Window(NamedTuple):
+    """Room to pack held requests onto the units of an engine; the first index is a place."""
+
+    requests: NDArray[np.int64]
+    order: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    ages: NDArray[np.int64]
+    assigned: NDArray[np.int64]
+    hits: NDArray[np.int64]
+    """Cached tokens, shape (places, engines)."""
+    room: NDArray[np.int64]
+    """Tokens that each engine can take into its next pass."""
+    passes_s: NDArray[np.float64]
+    """Ring of the latest passes' times, shape (1, passes)."""
+    reported_s: NDArray[np.float64]
+    """When each engine's last pass ended."""
+
+
+class Classes(NamedTuple):
+    """Held requests by class, and the plan of a gate; an entry a class."""
+
+    heads: NDArray[np.int64]
+    tails: NDArray[np.int64]
+    waiting: NDArray[np.int64]
+    arrival_s: NDArray[np.float64]
+    """Of each class's first request."""
+    targets: NDArray[np.float64]
+    queue_targets: NDArray[np.float64]
+    metered: NDArray[np.bool_]
+    credits: NDArray[np.float64]
+    rates_rps: NDArray[np.float64]
+    priorities: NDArray[np.float64]
 
 
 class State(NamedTuple):
@@ -200,6 +269,7 @@ class State(NamedTuple):
     tokens_s: NDArray[np.float64]
     decode_s: NDArray[np.float64]
     logits_s: NDArray[np.float64]
+    experts_s: NDArray[np.float64]
     """Timing tables, one row a timing."""
     gap_counts: NDArray[np.int64]
     gap_totals: NDArray[np.void]
@@ -214,8 +284,20 @@ class State(NamedTuple):
     """When each engine has started up."""
     owners: NDArray[np.int32]
     """Router's prefix index: engine that last took a request with this block, or -1."""
+    session_owners: NDArray[np.int32]
+    """Engine that took each session's last round, or -1; empty without sessions."""
     think_s: NDArray[np.float64]
     """Delay before each later round; empty without sessions."""
+    front: NDArray[np.void] | None
+    window: Window | None
+    classes: Classes | None
+    """Where ``coupled``."""
+    class_prefills: NDArray[np.int64]
+    """Prefills in service that a gate let in, by class."""
+    scratch: NDArray[np.float64]
+    """Room for a number an engine."""
+    by_tokens: NDArray[np.int64]
+    """Engines, sorted by load as far as the last placement left them."""
     timers_s: NDArray[np.float64]
     """When each engine's leap ends: leaves of ``winners``."""
     winners: NDArray[np.int64]
@@ -232,12 +314,26 @@ class State(NamedTuple):
     hold: Any
     parameters: NDArray[np.float64]
     """Their parameters, a row each."""
+    coupled: bool | None
+    """None where every engine steps for itself and admission holds no request: the compiler then
+    leaves out what only other fleets need."""
+
+
+class Router(NamedTuple):
+    """A routing policy's settings: see ``policies.routing.policy``."""
+
+    kind: int
+    slack_requests: float
+    factor: float
+    outlier_factor: float
 
 
 class Rules(NamedTuple):
     """What stays fixed during a run."""
 
-    routing: int
+    routing: Router
+    decode_routing: Router
+    admission: int
     seed: int
     entry_engines: int
     """Engines ``0 .. entry_engines - 1`` take arrivals; those after them only decode."""

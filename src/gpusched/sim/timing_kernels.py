@@ -44,6 +44,16 @@ def tokens_s(s, timing, tokens):
 
 
 @kernel
+def experts_s(s, timing, tokens):
+    """Time of the experts for the tokens of all units: the table, continued by its last slope."""
+    last = s.scalars[timing].max_group_tokens
+    if tokens <= last:
+        return s.experts_s[timing, tokens]
+    end = s.experts_s[timing, last]
+    return end + (tokens - last) * (end - s.experts_s[timing, last - 1])
+
+
+@kernel
 def chunk_work(new, past):
     """Query-key pairs of ``new`` prompt tokens that follow ``past`` ones."""
     return new * past + 0.5 * new * (new + 1)

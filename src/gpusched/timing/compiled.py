@@ -22,6 +22,9 @@ class CompiledTiming(NamedTuple):
     ``W = sum_j a_j p_j + a_j (a_j + 1) / 2`` counts the query-key pairs of the chunks and ``W_w``
     the same with each query seeing at most ``w`` keys. ``tokens_s(n)`` is read from the table and
     continued by its last slope. Host time per iteration is inside both tables.
+
+    Under data-parallel attention this is the time of one unit when all units carry as many tokens;
+    ``experts_s`` is the part of it that depends on the tokens of all units together.
     """
 
     tokens_s: NDArray[np.float64]
@@ -38,3 +41,6 @@ class CompiledTiming(NamedTuple):
     prefill_fixed_s: float
     work_s: float
     window_work_s: float
+    experts_s: NDArray[np.float64] = np.zeros(2)
+    """Shape (max tokens of all units + 1,), continued by its last slope; zeros where the batches of
+    units do not add up in any part."""

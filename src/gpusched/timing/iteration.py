@@ -27,6 +27,8 @@ from gpusched.timing.operators import (
 )
 
 LARGEST_GRAPH = 512
+LARGEST_GROUP = 131_072
+"""Tokens of all data-parallel units beyond which experts are bound by compute, hence linear."""
 INDEXER_HEADS, INDEXER_DIM = 64, 128
 
 
@@ -71,6 +73,14 @@ class TimingModel:
         if p.pp > 1:
             total = total + (p.pp - 1) * stage_hop_s(m, model.hidden, self.gpu, c)
         return np.where(m > 0, total + c.host_s, 0.0)
+
+    def experts_s(self, tokens: Floats) -> Floats:
+        """Return the part of ``tokens_s`` that goes by the tokens of all data-parallel units: the
+        routed experts, their work shared by the GPUs of all units."""
+        n = np.asarray(tokens, np.float64)
+        if not self.model.moe_layers:
+            return np.zeros_like(n)
+        return np.where(n > 0, self.model.moe_layers * self._routed_experts_s(n), 0.0)
 
     def logits_s(self, sequences: Floats) -> Floats:
         """Return output projection, sampling and per-sequence state of an iteration."""
@@ -251,7 +261,17 @@ class TimingModel:
     def _moe_s(self, m: Floats) -> Floats:
         moe, p, c, h = self.model.moe, self.parallelism, self.coefficients, self.model.hidden
         assert moe is not None
-        group = m * p.dp
+        router = bf16_gemm_for(self.gpu, c).time_s(m, moe.experts, h)
+        total = router + self._routed_experts_s(m * p.dp)
+        if moe.shared_dim:
+            total = total + self._ffn_s(m, moe.shared_dim)
+        if p.dp > 1:
+            total = total + expert_exchange_s(m / p.tp, h, moe.top_k, p.ep, self.gpu, c)
+        return np.asarray(total)
+
+    def _routed_experts_s(self, group: Floats) -> Floats:
+        moe, p, c, h = self.model.moe, self.parallelism, self.coefficients, self.model.hidden
+        assert moe is not None
         spread = p.ep * p.expert_tp
         flops = 6.0 * group * moe.top_k * h * moe.expert_dim / spread
         rate = arithmetic_flops(self.gpu, self.weights_dtype)
@@ -261,13 +281,7 @@ class TimingModel:
         memory_s = weight_bytes / (c.moe_memory * self.gpu.memory_bytes_per_s)
         longer, shorter = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
         busiest = 1.0 + c.ep_imbalance * np.log2(p.ep)
-        router = bf16_gemm_for(self.gpu, c).time_s(m, moe.experts, h)
-        total = router + c.moe_fixed_s + busiest * (longer + c.moe_overlap * shorter)
-        if moe.shared_dim:
-            total = total + self._ffn_s(m, moe.shared_dim)
-        if p.dp > 1:
-            total = total + expert_exchange_s(m / p.tp, h, moe.top_k, p.ep, self.gpu, c)
-        return np.asarray(total)
+        return np.asarray(c.moe_fixed_s + busiest * (longer + c.moe_overlap * shorter))
 
     def _attention_token_s(self) -> float:
         """Decode attention per context token in one layer."""
@@ -373,6 +387,8 @@ def window_pairs(new: int, past: int, window: int) -> float:
 @lru_cache(maxsize=256)
 def _compile(model: TimingModel, max_tokens: int, max_seqs: int) -> CompiledTiming:
     sequences = np.arange(max_seqs + 1, dtype=np.float64)
+    units = model.parallelism.dp
+    group = np.arange(min(units * max_tokens, LARGEST_GROUP) + 1, dtype=np.float64)
     return CompiledTiming(
         tokens_s=model.tokens_s(np.arange(max_tokens + 1, dtype=np.float64)),
         decode_s=model.decode_tokens_s(sequences),
@@ -384,4 +400,5 @@ def _compile(model: TimingModel, max_tokens: int, max_seqs: int) -> CompiledTimi
         prefill_fixed_s=model.prefill_fixed_s,
         work_s=model.work_s,
         window_work_s=model.window_work_s,
+        experts_s=model.experts_s(group) if units > 1 else np.zeros(2),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpusched.errors import InputError, unknown_name
 from gpusched.policies.batching import order as orders
-from gpusched.policies.custom import Batching, Compiled, compile_function, is_custom, load
+from gpusched.policies.custom import Batching, Compiled, compile_function, is_custom, load, split
 from gpusched.policies.custom import settings as split_settings
 
 CHUNKED, WHOLE, STATIC = range(3)
@@ -68,6 +68,12 @@ class Discipline:
     """Longest hold of a waiting or paused request; 0 for twice the equilibrium's iteration."""
     cap: int = 0
     """Requests running at most, over all groups; 0 for what fits."""
+    reestimate_s: float = 30.0
+    """How often groups are set anew by the traffic seen so far; 0 to set them once from all of the
+    trace, its future included."""
+    thresholds: str = ""
+    """The groups' thresholds, such as ``4/1``, groups being set from all of the trace; empty to have
+    them chosen."""
     rank: Compiled | None = None
     """A user's own order."""
     admits: Compiled | None = None
@@ -85,16 +91,20 @@ class Discipline:
         return self.name + "".join(changed)
 
 
+_GROUPING = (
+    "segments", "start", "slack", "hold_s", "cap", "reestimate_s", "thresholds", "restart"
+)  # fmt: skip
+
 _ALL = (
     Discipline("vllm", "first come, chunked prefill, preemption by recompute (vLLM v1)"),
     Discipline("prefill-first", "whole prompts before any decode (vLLM v0)", forming=WHOLE,
-               parameters=("margin",)),
+               parameters=("margin", "restart")),
     Discipline("static", "a batch runs to its end before the next one starts", forming=STATIC),
     Discipline("priority", "most urgent class first; the least urgent is preempted (vLLM)",
                order=orders.PRIORITY, eviction=WORST_RANK),
     Discipline("sarathi", "small prompt chunks beside all decodes, prompts reserved whole",
                reserve_prompt=True, chunk_tokens=512, margin=0.01,
-               parameters=("chunk_tokens", "margin")),
+               parameters=("chunk_tokens", "margin", "restart")),
     Discipline("sjf", "shortest predicted output first", order=orders.SHORTEST,
                eviction=WORST_RANK, predictor="quantile:0.5",
                parameters=("predictor", "ageing_tokens_per_s")),
@@ -121,13 +131,15 @@ _ALL = (
                parameters=("margin", "clear_probability", "restart")),
     Discipline("wait", "start requests of like length in groups of a threshold size", gate=GROUPED,
                predictor="quantile:0.5",
-               parameters=("predictor", "segments", "start", "slack", "hold_s", "cap", "restart")),
+               parameters=("predictor", *_GROUPING)),
     Discipline("nested-wait", "start and go on in groups, by decode progress; no predictions",
-               gate=GROUPED,
-               parameters=("segments", "start", "slack", "hold_s", "cap", "restart")),
+               gate=GROUPED, parameters=_GROUPING),
 )  # fmt: skip
 
 DISCIPLINES = {discipline.name: discipline for discipline in _ALL}
+
+LEAST_PERIOD_S = 0.1
+"""Shortest time between two settings of thresholds."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "margin": (0.0, 0.95),
@@ -140,6 +152,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "slack": (0.0, 10.0),
     "hold_s": (0.0, 1e6),
     "cap": (0, 1e6),
+    "reestimate_s": (0.0, 1e6),
 }
 
 
@@ -149,9 +162,9 @@ def discipline(text: str) -> Discipline:
     Raises:
         InputError: no such discipline or parameter, or a value out of range.
     """
-    if is_custom(text):
-        return _custom(text)
     name, *settings = text.split("+")
+    if name not in DISCIPLINES and is_custom(text):
+        return _custom(text)
     if name not in DISCIPLINES:
         raise InputError(unknown_name("batching policy", name, DISCIPLINES))
     found = DISCIPLINES[name]
@@ -166,7 +179,7 @@ def discipline(text: str) -> Discipline:
 
 
 def _custom(text: str) -> Discipline:
-    name, *settings = text.split("+")
+    name, settings = split(text)
     predictor = [setting[10:] for setting in settings if setting.startswith("predictor=")]
     numbers = "+".join([name] + [s for s in settings if not s.startswith("predictor=")])
     found = load(name)
@@ -210,6 +223,13 @@ def _value(name: str, key: str, text: str) -> Any:
                 f"batching policy {name}: start must be relaxed or strict, got {text!r}"
             )
         return text
+    if key == "thresholds":
+        if not all(part.isdecimal() and int(part) > 0 for part in text.split("/")):
+            raise InputError(
+                f"batching policy {name}: thresholds must be whole numbers above 0 with a slash "
+                f"between, such as 4/1, got {text!r}"
+            )
+        return text
     if key == "restart":
         if text.lower() not in ("true", "false"):
             raise InputError(f"batching policy {name}: restart must be true or false, got {text!r}")
@@ -223,4 +243,9 @@ def _value(name: str, key: str, text: str) -> Any:
         raise InputError(
             f"batching policy {name}: {key} must be a number from {low:g} to {high:g}, got {text!r}"
         ) from None
+    if key == "reestimate_s" and 0 < number < LEAST_PERIOD_S:
+        raise InputError(
+            f"batching policy {name}: reestimate_s must be at least {LEAST_PERIOD_S:g}, or 0 to set "
+            f"thresholds once, got {text!r}"
+        )
     return number

@@ -230,22 +230,46 @@ def types_of(
     cuts = np.quantile(key, np.arange(1, groups + 1) / groups, method="inverted_cdf")
     ends = np.unique(cuts)
     group = np.searchsorted(ends, key)
-    count = np.bincount(group).astype(np.float64)
+    share = np.bincount(group) / len(group)
+    return grouped_types(prompt, steps, group, rate_rps * share, ends, window=window)
 
-    def mean(values: Floats) -> Floats:
-        return np.bincount(group, values) / count
 
-    sums = life_sums(prompt, steps, window)
-    squares = np.bincount(group, _square_sums(prompt, 0.0, steps))
-    residents = np.bincount(group, steps + 1.0)
-    tokens = np.bincount(group, sums[:, 1] + sums[:, 5])
+def grouped_types(
+    prompt_tokens: Floats,
+    decode_steps: Floats,
+    group: Ints,
+    rate_rps: Floats,
+    last_step: ArrayLike,
+    *,
+    weight: Floats | None = None,
+    window: int = 0,
+) -> RequestTypes:
+    """Return one type a group of a sample whose requests count by ``weight``.
+
+    ``rate_rps`` and ``last_step`` have one entry a group; a group without requests has no work.
+    """
+    count = len(rate_rps)
+    weight = np.ones(len(group)) if weight is None else weight
+
+    def summed(values: Floats) -> Floats:
+        return np.asarray(np.bincount(group, weight * values, count), np.float64)
+
+    total = summed(np.ones(len(group)))
+
+    def mean(values: Floats, over: Floats = total) -> Floats:
+        return np.divide(values, over, out=np.zeros(count), where=over > 0)
+
+    sums = life_sums(prompt_tokens, decode_steps, window)
+    residents = summed(decode_steps + 1.0)
+    tokens = summed(sums[:, 1] + sums[:, 5])
+    squares = summed(_square_sums(prompt_tokens, 0.0, decode_steps))
     return RequestTypes(
-        rate_rps * count / count.sum(),
-        mean(prompt),
-        mean(steps),
-        ends.astype(np.int64),
-        np.stack([mean(column) for column in sums.T], axis=-1),
-        np.maximum(squares / residents - (tokens / residents) ** 2, 0.0),
+        np.asarray(rate_rps, np.float64),
+        mean(summed(prompt_tokens)),
+        mean(summed(decode_steps)),
+        np.asarray(last_step, np.int64),
+        np.stack([mean(summed(column)) for column in sums.T], axis=-1),
+        np.maximum(mean(squares, residents) - mean(tokens, residents) ** 2, 0.0),
     )
 
 

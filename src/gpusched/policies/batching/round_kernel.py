@@ -6,7 +6,7 @@ from gpusched.compilation import entry_kernel, kernel
 from gpusched.policies.batching.discipline import ALL, LEAST_PREDICTED, LOOK_AHEAD, RANDOM
 from gpusched.policies.batching.lookahead import discard, insert, shortfall
 from gpusched.policies.batching.order import rank
-from gpusched.policies.routing import random_u64
+from gpusched.policies.draws import random_u64
 from gpusched.policies.views import Request
 
 LENGTH, PEAK, GIVEN = range(10, 13)

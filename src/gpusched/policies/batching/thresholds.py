@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from gpusched.errors import InfeasibleError, InputError
 from gpusched.policies.batching.equilibrium import (
+    Batch,
     IterationTime,
     RequestTypes,
     equilibrium,
-    lengths_of,
-    types_of,
+    life_sums,
 )
 
 Floats = NDArray[np.float64]
@@ -27,7 +27,6 @@ Ints = NDArray[np.int64]
 
 ETA = 0.05
 """Added to survival probabilities, so that each segment drains faster than it fills."""
-LARGEST_RATIO = 0.99
 SAFETY = 2.33
 """Standard deviations of memory that caps leave free: one per cent of the time it is exceeded."""
 ENDLESS = int(np.iinfo(np.int32).max)
@@ -35,14 +34,18 @@ ENDLESS = int(np.iinfo(np.int32).max)
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Groups of an engine, one entry an array each."""
+    """Groups of an engine, one entry an array each.
+
+    Memory is kept by ``residents`` alone: a cap on a group would not free what its paused requests
+    hold, and would split seats that others could use.
+    """
 
     ends: Ints
     """Largest output length of each group, or output tokens given at its end; the last is endless."""
     per_stage: Floats
     """Requests at each stage of a group in one iteration: the paper's n."""
-    caps: Ints
-    """Requests of a group that run at once, at most."""
+    residents: int
+    """Requests that may hold KV cache at once, paused ones included."""
     iteration_s: float
     """Iteration with every group at its threshold."""
     memory_tokens: float
@@ -96,8 +99,7 @@ def wait_thresholds(
         InfeasibleError: no thresholds satisfy (B8)-(B10): the load is outside the stability region.
     """
     balance = equilibrium(types, time, kv_tokens)
-    rate = float(types.rate_rps.sum())
-    balance.require_stable(rate)
+    balance.require_stable(float(types.rate_rps.sum()))
     spare = slack_for(balance.load, slack) if shrink else slack
     span_s = threshold_span_s(types, time, spare)
     per_stage = types.rate_rps * span_s
@@ -123,7 +125,7 @@ def wait_thresholds(
     return Thresholds(
         ends=np.append(types.last_step[:-1] + 1, ENDLESS),
         per_stage=per_stage,
-        caps=running_caps(types, kv_tokens),
+        residents=most_residents(types, kv_tokens),
         iteration_s=iteration_s,
         memory_tokens=memory,
         hold_s=2.0 * iteration_s,
@@ -131,38 +133,74 @@ def wait_thresholds(
 
 
 def check_wait(types: RequestTypes, time: IterationTime, kv_tokens: float, n: Floats) -> list[str]:
-    """Return which of (B9) and (B10) the thresholds ``n`` violate."""
+    """Return which of WAIT's conditions the thresholds ``n`` violate.
+
+    Each type's threshold must cover what arrives during an iteration with all at their thresholds
+    (B9), whose memory must fit (B10).
+    """
     memory = float(n @ types.lifetime_tokens)
     iteration_s = time(types.batch(n))
+    found = [
+        f"type {j}: {rate * iteration_s:.6g} arrive in an iteration, above its threshold {own:g}"
+        for j, (own, rate) in enumerate(zip(n, types.rate_rps, strict=True))
+        if rate * iteration_s > own * (1.0 + 1e-9)
+    ]
+    return found + _excess(memory, kv_tokens)
+
+
+def check_nested(
+    n: Floats,
+    survival: Floats,
+    rate_rps: float,
+    prompt_tokens: float,
+    decode_ends: Ints,
+    time: IterationTime,
+    kv_tokens: float,
+) -> list[str]:
+    """Return which of Nested WAIT's conditions the thresholds ``n`` violate.
+
+    The first threshold must exceed what arrives during an iteration with every stage at its
+    threshold (B12), later ones what survives of the one before, but not all of it (B13), and the
+    memory of all stages must fit (B14). Arguments as of ``overflow_buffer_tokens``.
+    """
+    first = np.append(0, decode_ends[:-1] + 1)
+    prompts = np.full(len(n), prompt_tokens)
+    iteration_s = time(Batch(*(n @ life_sums(prompts, decode_ends.astype(float), 0, first))))
     found = []
-    for j, (own, rate) in enumerate(zip(n, types.rate_rps, strict=True)):
-        if rate * iteration_s > own * (1.0 + 1e-9):
+    if rate_rps * iteration_s >= n[0]:
+        found.append(
+            f"segment 0: {rate_rps * iteration_s:.6g} arrive in an iteration, not below its "
+            f"threshold {n[0]:g}"
+        )
+    for k in range(1, len(n)):
+        share = n[k] / n[k - 1]
+        if not survival[k] < share < 1.0:
             found.append(
-                f"type {j}: {rate * iteration_s:.6g} arrive in an iteration, above {own:g}"
+                f"segment {k}: threshold {n[k]:g} is {share:.6g} of the one before, not between the "
+                f"surviving share {survival[k]:.6g} and 1"
             )
-    if memory > kv_tokens:
-        found.append(f"{memory:.6g} tokens exceed the capacity of {kv_tokens:.6g}")
-    return found
+    return found + _excess(segment_memory_tokens(n, prompt_tokens, decode_ends), kv_tokens)
 
 
-def running_caps(types: RequestTypes, kv_tokens: float) -> Ints:
-    """Return how many requests of each type may run, in proportion to their presence, so that their
-    memory stays within the capacity but for one per cent of the time."""
+def _excess(memory_tokens: float, kv_tokens: float) -> list[str]:
+    if memory_tokens <= kv_tokens:
+        return []
+    return [
+        f"{memory_tokens:,.0f} tokens at the thresholds exceed the capacity of {kv_tokens:,.0f}"
+    ]
+
+
+def most_residents(types: RequestTypes, kv_tokens: float) -> int:
+    """Return how many requests of this mix may hold KV cache at once, so that they exceed the
+    capacity one per cent of the time: ``N mean + SAFETY sqrt(N variance) = kv_tokens``."""
     presence = types.rate_rps * (types.decode_steps + 1.0)
     share = presence / presence.sum()
-    stages = np.maximum(types.decode_steps + 1.0, 1.0)
-    resident = types.lifetime_tokens / stages
+    resident = types.lifetime_tokens / (types.decode_steps + 1.0)
     mean = float(share @ resident)
-    second = float(share @ (types.variance + resident**2))
-    caps = np.floor(share * most_residents(mean, second - mean**2, kv_tokens))
-    return np.asarray(np.maximum(caps, 1), np.int64)
-
-
-def most_residents(mean: float, variance: float, kv_tokens: float) -> float:
-    """Return the largest ``N`` with ``N mean + SAFETY sqrt(N variance) <= kv_tokens``."""
+    variance = float(share @ (types.variance + resident**2)) - mean**2
     spread = SAFETY * math.sqrt(max(variance, 0.0))
     root = (-spread + math.sqrt(spread**2 + 4.0 * mean * kv_tokens)) / (2.0 * mean)
-    return root**2
+    return max(int(root**2 + 1e-9), 1)
 
 
 def segment_memory_tokens(n: Floats, prompt_tokens: float, decode_ends: Ints) -> float:
@@ -244,60 +282,57 @@ def thresholds_for_total(total: float, survival: Floats, decode_ends: Ints) -> F
 
 
 def nested_thresholds(
-    prompt_tokens: ArrayLike,
-    output_tokens: ArrayLike,
-    rate_rps: float,
+    types: RequestTypes,
+    decode_steps: Floats,
+    decode_ends: Ints,
     time: IterationTime,
     kv_tokens: float,
     *,
-    segments: int = 4,
+    weight: Floats | None = None,
     slack: float = 0.1,
-    window: int = 0,
 ) -> Thresholds:
     """Return Nested WAIT's thresholds for requests whose output lengths are unknown.
 
-    Segments end at quantiles of the output length. Their survival is that of the sample, each
-    threshold exceeds what survives by ``ETA``, and the first takes in what arrives in an iteration
-    with ``slack`` to spare.
+    Segments end at ``decode_ends``. Their survival is that of a sample of ``decode_steps``, whose
+    requests count by ``weight``; each threshold exceeds what survives by ``ETA``, up to the one
+    before, and the first takes in what arrives in an iteration with ``slack`` to spare. The
+    iteration is that of the fluid equilibrium, in which requests leave within segments too.
 
     Raises:
         InfeasibleError: the load is outside the stability region.
     """
-    prompt, steps = lengths_of(prompt_tokens, output_tokens)
-    types = types_of(prompt, steps + 1.0, rate_rps, 32, window)
     balance = equilibrium(types, time, kv_tokens)
+    rate_rps = float(types.rate_rps.sum())
     balance.require_stable(rate_rps)
-    cuts = np.quantile(steps, np.arange(1, segments) / segments, method="inverted_cdf")
-    ends = np.unique(np.append(np.maximum(cuts, 1.0), max(steps.max(), 1.0))).astype(np.int64)
-    survival = survival_into(steps, ends)
-    ratios = np.minimum(survival + ETA, LARGEST_RATIO)
+    ratios = np.minimum(survival_into(decode_steps, decode_ends, weight) + ETA, 1.0)
     ratios[0] = 1.0
     span_s = threshold_span_s(types, time, slack_for(balance.load, slack))
     if span_s * float(types.rate_rps @ types.lifetime_tokens) > kv_tokens:
         span_s = balance.iteration_s
     n = np.asarray(rate_rps * span_s * np.cumprod(ratios), np.float64)
     iteration_s = time(types.batch(types.rate_rps * span_s))
-    stages = np.array(
-        [
-            np.clip(steps + 1.0, first, end + 1.0).sum() - first * len(steps)
-            for first, end in zip(np.append(0, ends[:-1] + 1), ends, strict=True)
-        ]
-    )
-    share = np.maximum(stages, 1e-9) / max(stages.sum(), 1e-9)
-    residents = running_caps(types, kv_tokens).sum()
+    prompt_tokens = float(np.average(types.prompt_tokens, weights=types.rate_rps))
     return Thresholds(
-        ends=np.append(ends[:-1] + 1, ENDLESS),
+        ends=np.append(decode_ends[:-1] + 1, ENDLESS),
         per_stage=n,
-        caps=np.maximum(np.floor(share * residents), 1).astype(np.int64),
+        residents=most_residents(types, kv_tokens),
         iteration_s=iteration_s,
-        memory_tokens=segment_memory_tokens(n, float(prompt.mean()), ends),
+        memory_tokens=segment_memory_tokens(n, prompt_tokens, decode_ends),
         hold_s=2.0 * iteration_s,
     )
 
 
-def survival_into(decode_steps: Floats, decode_ends: Ints | Sequence[int]) -> Floats:
+def segment_ends(decode_steps: Floats, segments: int) -> Ints:
+    """Return where segments of near-equal numbers of ends end, the last with the longest answer."""
+    cuts = np.quantile(decode_steps, np.arange(1, segments) / segments, method="inverted_cdf")
+    return np.unique(np.maximum(np.append(cuts, decode_steps.max()), 1.0)).astype(np.int64)
+
+
+def survival_into(
+    decode_steps: Floats, decode_ends: Ints | Sequence[int], weight: Floats | None = None
+) -> Floats:
     """Return (B11): the probability to enter each segment for those in the one before; first 1."""
     ends = np.asarray(decode_ends)
-    reach = np.array([1.0] + [float((decode_steps > end).mean()) for end in ends[:-1]])
+    reach = [1.0] + [float(np.average(decode_steps > end, weights=weight)) for end in ends[:-1]]
     before = np.concatenate(([1.0], reach[:-1]))
     return np.asarray(np.divide(reach, before, out=np.zeros(len(reach)), where=before > 0))

@@ -14,7 +14,9 @@ from gpusched.compilation import kernel
 EXACT = 512
 PER_OCTAVE = 128
 BINS = 2048
-"""A power of two: 512 exact bins, then twelve octaves up to 2 million tokens."""
+"""A power of two: 512 exact bins, then twelve octaves."""
+LONGEST = (EXACT << 12) - 1
+"""Longest length that has a bin of its own, 2 million tokens; the last bin counts all beyond."""
 
 
 @kernel
@@ -30,7 +32,7 @@ def longest_in(index):
     """Longest length of a bin."""
     if index < EXACT:
         return index + 1
-    return math.ceil(EXACT * 2.0 ** ((index - EXACT + 1) / PER_OCTAVE))
+    return math.ceil(EXACT * 2.0 ** ((index - EXACT + 1) / PER_OCTAVE)) - 1
 
 
 @kernel

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gpusched.compilation import entry_kernel
 from gpusched.errors import InputError, unknown_name
-from gpusched.policies.lengths.histogram import BINS, add, bin_of, quantile, upper_ends
+from gpusched.policies.lengths.histogram import BINS, LONGEST, add, bin_of, quantile, upper_ends
 from gpusched.policies.lengths.survival import kaplan_meier
 from gpusched.traces.trace import Trace
 
@@ -133,7 +133,7 @@ def predict(trace: Trace, predictor: Predictor, seed: int = 0) -> NDArray[np.int
 
 
 def whole(values: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Round to tokens, at least one.
+    """Round to tokens, at least one and at most ``LONGEST``.
 
     Raises:
         InputError: a prediction is not a finite number.
@@ -141,13 +141,22 @@ def whole(values: NDArray[np.float64]) -> NDArray[np.int32]:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise InputError(f"the predicted length of request {bad[0]} is {values[bad[0]]}")
-    return np.maximum(np.rint(values), 1.0).astype(np.int32)
+    return np.clip(np.rint(values), 1.0, LONGEST).astype(np.int32)
 
 
 class LengthHistory:
-    """A learning predictor for live use: told of answers as they end, asked as requests come."""
+    """A learning predictor for live use: told of answers as they end, asked as requests come.
+
+    Raises:
+        InputError: the predictor is not a mean or a quantile of answers that have ended.
+    """
 
     def __init__(self, predictor: Predictor) -> None:
+        if predictor.kind not in ("mean", "quantile", "prompt-quantile"):
+            raise InputError(
+                f"length predictor {predictor} does not learn from ended answers alone; choose "
+                "mean, quantile or prompt-quantile"
+            )
         self.predictor = predictor
         self.trees = np.zeros((2, BINS + 1), np.int64)
         self.totals = np.zeros(2, np.int64)
@@ -226,6 +235,7 @@ def _survival(
     trace: Trace, order: NDArray[np.int64], ends: NDArray[np.float64], share: float
 ) -> NDArray[np.int32]:
     """Estimate the curve anew every ``SURVIVAL_EVERY`` requests."""
+    longest_s = DELAY_S + TOKEN_S * float(trace.output_tokens.max())
     answer = np.full(len(trace), PRIOR_TOKENS, np.int32)
     lengths = upper_ends()
     bins = np.searchsorted(lengths, trace.output_tokens)
@@ -239,7 +249,8 @@ def _survival(
         counted = done
         if not done:
             continue
-        recent = np.flatnonzero((ends > now_s) & (trace.arrival_s < now_s))
+        oldest = int(np.searchsorted(trace.arrival_s[:first], now_s - longest_s))
+        recent = oldest + np.flatnonzero(ends[oldest:first] > now_s)
         reached = ((now_s - trace.arrival_s[recent] - DELAY_S) / TOKEN_S).astype(np.int64)
         running = np.bincount(np.searchsorted(lengths, reached[reached > 0]), minlength=BINS)
         curve = kaplan_meier(ended, running)

@@ -24,6 +24,21 @@ def kaplan_meier(ended: NDArray[np.int64], running: NDArray[np.int64]) -> Floats
     return np.cumprod(1.0 - share)
 
 
+def survival_weights(lengths: NDArray[np.int64], ended: NDArray[np.bool_]) -> Floats:
+    """Return the curve's fall at each answer: weights, of sum 1, with which a sample stands for the
+    final lengths of all. An answer that runs passes its share on to the longer ones; the longest is
+    taken to have ended (Efron, 1967).
+    """
+    n = len(lengths)
+    order = np.lexsort((~ended, lengths))
+    hazard = ended[order] / (n - np.arange(n))
+    hazard[-1:] = 1.0
+    before = np.concatenate(([1.0], np.cumprod(1.0 - hazard)[:-1]))[:n]
+    weights = np.empty(n)
+    weights[order] = before * hazard
+    return weights
+
+
 class SurvivalCurve:
     """Lengths observed so far."""
 

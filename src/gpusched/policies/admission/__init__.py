@@ -1,0 +1,1 @@
+"""Admission: when a request may enter the fleet at all."""
