@@ -95,5 +95,3 @@ def _equal_pairs(a: Ints, s: Ints, o: Ints) -> Sequence[tuple[int, int]]:
     never hurts, so some optimum completes them in this order."""
     order = sorted(range(len(a)), key=lambda i: (s[i], o[i], a[i], i))
     return [(i, k) for i, k in itertools.pairwise(order) if s[i] == s[k] and o[i] == o[k]]
-
-

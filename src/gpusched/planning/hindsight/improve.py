@@ -31,13 +31,11 @@ def best_heuristic(
     best = min(candidates, key=lambda starts: int((starts + o).sum()))
     if len(a) == 1 or moves == 0:
         return best
-    rng = np.random.default_rng(seed)
+    draws = np.random.default_rng(seed).random((moves, 4))
     profile = np.zeros(int(a.max() + o.sum()) + 2, np.int64)
-    found = best.copy()
-    _anneal(
-        a, s, o, kv_tokens, np.argsort(best, kind="stable"), rng.random((moves, 4)), profile,
-        *np.empty((3, len(a)), np.int64), found,
-    )  # fmt: skip
+    order = np.argsort(best, kind="stable")
+    trial, starts, moved, found = (np.empty_like(best) for _ in range(4))
+    _anneal(a, s, o, kv_tokens, order, draws, profile, trial, starts, moved, found)
     return min(best, found, key=lambda starts: int((starts + o).sum()))
 
 

@@ -9,7 +9,7 @@ from gpusched.errors import InputError
 from gpusched.planning.hindsight.bounds import latency_bound, latest_completions
 from gpusched.planning.hindsight.constraint import constraint_program, has_cp
 from gpusched.planning.hindsight.improve import best_heuristic
-from gpusched.planning.hindsight.prices import Prices, price_bound
+from gpusched.planning.hindsight.prices import price_bound
 from gpusched.planning.hindsight.program import time_indexed_program
 from gpusched.planning.hindsight.schedule import HindsightSchedule, check_schedule
 from gpusched.policies.batching.rounds import Ints, checked

@@ -161,17 +161,18 @@ def run_rounds(
     given = np.zeros(n) if priority is None else np.asarray(priority, np.float64).ravel()
     if len(given) != n or np.isnan(given).any():
         raise InputError(f"priorities must be {n} numbers, one a request")
-    by_arrival = np.argsort(a, kind="stable")
+    sequence = np.argsort(a, kind="stable")
     starts, clearings = np.full(n, -1, np.int64), np.zeros(n, np.int64)
     counters = np.zeros(4, np.int64)
+    heap, aside, running, planned = (np.zeros(n, np.int64) for _ in range(4))
+    ends, bases = np.zeros((1, n), np.int64), np.zeros((1, n), np.int64)
     kernel.serve(
-        a[by_arrival], s[by_arrival], o[by_arrival], expected[by_arrival].copy(), given[by_arrival],
+        a[sequence], s[sequence], o[sequence], expected[sequence].copy(), given[sequence],
         kv_tokens, int((1.0 - policy.margin) * kv_tokens + 1e-9),
         LOOK_AHEAD if policy.look_ahead else OPEN,
         _ORDERS[policy.order] if priority is None else kernel.GIVEN,
         policy.skip, _CLEARINGS[policy.clearing], policy.clear_probability, seed, np.zeros(n),
-        *np.zeros((3, n), np.int64), np.zeros((1, n), np.int64), np.zeros((1, n), np.int64),
-        np.zeros(n, np.int64), starts, clearings, counters,
+        heap, aside, running, ends, bases, planned, starts, clearings, counters,
     )  # fmt: skip
     if counters[kernel.STUCK] > kernel.MOST_CLEARINGS:
         raise InfeasibleError(
@@ -179,7 +180,7 @@ def run_rounds(
             "use a larger margin, random clearing, or look ahead"
         )
     begun, cleared = np.empty(n, np.int64), np.empty(n, np.int64)
-    begun[by_arrival], cleared[by_arrival] = starts, clearings
+    begun[sequence], cleared[sequence] = starts, clearings
     return RoundRun(begun, begun + o, cleared, int((begun + o - a).sum()))
 
 
