@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.parallel import Parallelism
+from gpusched.errors import InputError
 from gpusched.planning.hindsight import hindsight_optimum
 from gpusched.policies.batching.rounds import Ints, run_rounds
 from gpusched.report.svg import Line, line_chart
@@ -338,12 +339,14 @@ def _wrong_predictions(engine: Callable[..., Run]) -> list[Claim]:
 
 
 def _least_margin(engine: Callable[..., Run]) -> Claim:
-    quiet = [
-        margin
-        for margin in MARGINS
-        if engine(f"greedy+margin={margin}+restart=true", HIGH_RPS, 4000).clearings <= REPEATED
-    ]
-    least = min(quiet, default=float("nan"))
+    def quiet(margin: float) -> bool:
+        try:
+            greedy = engine(f"greedy+margin={margin}+restart=true", HIGH_RPS, 4000)
+        except InputError:  # it never finishes
+            return False
+        return greedy.clearings <= REPEATED
+
+    least = next((margin for margin in MARGINS if quiet(margin)), float("nan"))
     return Claim(
         "smallest margin at which greedy admission does not clear again and again, 50/s",
         "0.21",

@@ -90,7 +90,8 @@ def _improve(
     arrived = int(a.sum())
     total = int((starts + o).sum()) - arrived
     latest = latest_completions(a, s, o, kv_tokens, total + arrived)
-    prices = price_bound(a, s, o, kv_tokens, target=total, last_round=int(latest.max()))
+    last_round = int((starts + o).max() if method == "prices" else latest.max())
+    prices = price_bound(a, s, o, kv_tokens, target=total, last_round=last_round)
     bound = max(prices.bound, latency_bound(a, s, o, kv_tokens))
     left_s = until_s - time.perf_counter()
     if method == "prices" or total < bound + 1.0 - 1e-6 or left_s <= 0.0:

@@ -54,25 +54,25 @@ def price_bound(
 ) -> Prices:
     """Return a lower bound of the total latency by prices.
 
-    ``target`` is the total latency of a known schedule, MC-SF's by default; ``last_round`` a round by
-    which some optimum completes, by default one that is safe for any schedule as good as MC-SF's.
+    ``target`` is the total latency of a known schedule and ``last_round`` the last that has prices, by
+    default MC-SF's total and its last completion; the bound holds for schedules that end later, too.
 
     Raises:
         InputError: a request can never be served, or lengths are not positive.
     """
     a, s, o = checked(arrival, prompt, output, kv_tokens)
-    if target is None:
-        starts = mc_sf_starts(a, s, o, kv_tokens)
-        target = int((starts + o - a).sum())
-    if last_round is None:
-        last_round = int(min(a.max() + o.sum(), target + a.max()))
+    if target is None or last_round is None:
+        completions = mc_sf_starts(a, s, o, kv_tokens) + o
+        target = int((completions - a).sum()) if target is None else target
+        last_round = int(completions.max()) if last_round is None else last_round
     goal = float(target + a.sum())
     offsets, runs, after = _level_runs(s, o, kv_tokens)
-    rounds = last_round + after + 2
-    price = np.zeros((1 + len(LEVELS), rounds))
+    # a completion so late that nothing it holds has a price costs its round, as do all later ones
+    columns = last_round + int(o.max()) + 1
+    price = np.zeros((1 + len(LEVELS), columns + after + 1))
     use = np.zeros_like(price)
-    sums = np.zeros((2 + len(LEVELS), rounds + 1))
-    cost = np.full((len(a), last_round + 1), np.inf)
+    sums = np.zeros((2 + len(LEVELS), price.shape[1] + 1))
+    cost = np.full((len(a), columns), np.inf)
     best, best_price = -np.inf, price.copy()
     direction = np.zeros_like(price)
     step, idle = 1.0, 0
@@ -85,6 +85,7 @@ def price_bound(
             step, idle, price = step * CUT, 0, best_price.copy()
         direction = INERTIA * direction + (1.0 - INERTIA if iteration else 1.0) * (use - 1.0)
         free = np.where((price <= 0.0) & (direction < 0.0), 0.0, direction)
+        free[:, last_round + 1 :] = 0.0
         norm = float((free**2).sum())
         if norm < 1e-12 or step < SHORTEST_STEP or best > goal - 1.0 + 1e-6:
             break
