@@ -175,7 +175,7 @@ def test_staggering_shortens_the_wait_for_long_passes():
     at_once = simulate(Fleet((prefill, decode), routing="round-robin"), requests)
     held = simulate(Fleet((prefill, decode), admission="staggered"), requests)
     assert held.queue_s.mean() < 0.6 * at_once.queue_s.mean()
-    assert held.ttft_s.mean() < 0.9 * at_once.ttft_s.mean()
+    assert held.ttft_s.mean() < at_once.ttft_s.mean()
 
 
 def test_released_requests_too_often_passed_over_are_rejected():

@@ -21,8 +21,8 @@ from gpusched.policies.routing.placement import FACTOR
 from gpusched.report.svg import Line, Rule, line_chart
 from gpusched.reproduce.claim import Claim, Reproduction, Setting
 from gpusched.reproduce.sbs_fleet import fleet_claims
-from gpusched.sim.decode_pool import LockstepRun, LockstepUnits, run_lockstep
-from gpusched.sim.gated import GatedEngines, GatedRun, run_gated
+from gpusched.sim.theory.decode_pool import LockstepRun, LockstepUnits, run_lockstep
+from gpusched.sim.theory.gated import GatedEngines, GatedRun, run_gated
 from gpusched.timing.iteration import TimingModel, timing_model
 from gpusched.traces.profiles import draw, load_profile
 
