@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def engine(traffic, batching):
     return Fleet((Pool("engine", timing, kv_blocks, batching=batching, max_num_seqs=256),))
 
 
+@lru_cache(maxsize=4)
 def requests(traffic, seed, count, folder):
     """Return a trace of rate 1 and its lengths."""
     if folder is not None and traffic in REAL:
@@ -74,8 +76,10 @@ def requests(traffic, seed, count, folder):
     return generate(profile, 1.0, 3.0 * count, seed=seed, limit=count)
 
 
-def saturated_rps(traffic, trace):
+@lru_cache(maxsize=16)
+def saturated_rps(traffic, seed, count, folder):
     """Requests a second at which the engine's own policy serves a backlog."""
+    trace = requests(traffic, seed, count, folder)
     result = simulate(engine(traffic, "vllm"), trace.scale_rate(1e4))
     return float((~result.rejected).sum()) / result.makespan_s
 
@@ -83,7 +87,7 @@ def saturated_rps(traffic, trace):
 def cell(task):
     traffic, load, policy, seed, count, folder = task
     trace = requests(traffic, seed, count, folder)
-    rate = load * saturated_rps(traffic, trace)
+    rate = load * saturated_rps(traffic, seed, count, folder)
     trace = trace.scale_rate(rate / trace.rate_rps)
     result = simulate(engine(traffic, policy), trace, seed=seed)
     done = ~result.rejected
