@@ -233,7 +233,7 @@ def _ratios(trials: dict[int, list[Trial]]) -> list[Claim]:
             holds = below - RATIO_TOLERANCE <= figure <= above + RATIO_TOLERANCE
             reason = known
             if not holds:
-                reason += "Schedules better than the published optima exist on these draws. "
+                reason += "On these draws there are schedules that beat MC-SF by more than the published ratio. "
             claims.append(
                 Claim(
                     f"{what} ratio of MC-SF's total latency to the optimum's, {words}",

@@ -55,7 +55,9 @@ def hindsight_optimum(
         latest = latest_completions(a, s, o, kv_tokens, int((starts + o).sum()))
         rounds = np.arange(int(latest.max()) + 1)
         allowed = (rounds >= (a + o)[:, None]) & (rounds <= latest[:, None])
-        found, bound = time_indexed_program(a, s, o, kv_tokens, allowed, time_limit_s)
+        found, bound = time_indexed_program(
+            a, s, o, kv_tokens, allowed, time_limit_s, threads, seed
+        )
         bound -= arrived
     else:
         starts = best_heuristic(a, s, o, kv_tokens, moves=moves, seed=seed)
@@ -105,7 +107,9 @@ def _improve(
             a, s, o, kv_tokens, starts, latest, floor, left_s, threads, seed
         )
     else:
-        found, sharper = time_indexed_program(a, s, o, kv_tokens, allowed, left_s, levels=(2,))
+        found, sharper = time_indexed_program(
+            a, s, o, kv_tokens, allowed, left_s, threads, seed, levels=(2,)
+        )
         sharper = min(sharper, float(total + arrived))
     return found, max(bound, sharper - arrived), method
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+import highspy
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, vstack
 
 from gpusched.planning.hindsight.levels import level_weights
 from gpusched.policies.batching.rounds import Ints
@@ -18,6 +18,8 @@ def time_indexed_program(
     kv_tokens: int,
     allowed: NDArray[np.bool_],
     limit_s: float,
+    threads: int,
+    seed: int,
     levels: Sequence[int] = (),
 ) -> tuple[Ints | None, float]:
     """Return the starts of the best schedule found, None if there is none, and a bound of the sum of
@@ -39,30 +41,48 @@ def time_indexed_program(
     held = np.where(held > 0, held + prompt[:, None], 0)
     rows = [(held, longest - 1, kv_tokens)]
     rows += [(*level_weights(prompt, output, kv_tokens, q), q - 1) for q in levels]
-    once = coo_array((np.ones(columns), (who, np.arange(columns))), (len(first), columns))
-    constraints = [LinearConstraint(once, count, count)]
+    blocks = [coo_array((np.ones(columns), (who, np.arange(columns))), (len(first), columns))]
+    rooms = [count]
     for weights, before, room in rows:
         entry, offset = np.nonzero(weights[who])
         at = when[entry] + offset - before
-        matrix = coo_array(
-            (weights[who[entry], offset].astype(np.float64), (at, entry)),
-            (int(at.max(initial=0)) + 1, columns),
+        shape = (int(at.max(initial=0)) + 1, columns)
+        blocks.append(
+            coo_array((weights[who[entry], offset].astype(np.float64), (at, entry)), shape)
         )
-        constraints.append(LinearConstraint(matrix, -np.inf, room))
-    answer = milp(
-        when.astype(np.float64),
-        constraints=constraints,
-        integrality=np.ones(columns, np.int64),
-        bounds=Bounds(0, count[who]),
-        options={"time_limit": limit_s, "mip_rel_gap": 0.0},
-    )
-    if answer.status == 2:
+        rooms.append(np.full(shape[0], room))
+    matrix = vstack(blocks, format="csc")
+    upper = np.concatenate(rooms).astype(np.float64)
+    lower = np.where(np.arange(len(upper)) < len(first), upper, -highspy.kHighsInf)
+
+    program = highspy.HighsLp()
+    program.num_col_, program.num_row_ = columns, len(upper)
+    program.col_cost_ = when.astype(np.float64)
+    program.col_lower_ = np.zeros(columns)
+    program.col_upper_ = count[who].astype(np.float64)
+    program.row_lower_, program.row_upper_ = lower, upper
+    program.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+    program.a_matrix_.start_ = matrix.indptr
+    program.a_matrix_.index_ = matrix.indices
+    program.a_matrix_.value_ = matrix.data
+    program.integrality_ = [highspy.HighsVarType.kInteger] * columns
+    solver = highspy.Highs()
+    solver.silent()
+    for option, value in (
+        ("time_limit", max(limit_s, 0.1)), ("mip_rel_gap", 0.0), ("threads", threads),
+        ("random_seed", seed),
+    ):  # fmt: skip
+        solver.setOptionValue(option, value)
+    solver.passModel(program)
+    solver.run()
+    if solver.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
         return None, np.inf
-    bound = -np.inf if answer.mip_dual_bound is None else float(answer.mip_dual_bound)
-    if answer.x is None:
+    info = solver.getInfo()
+    bound = float(info.mip_dual_bound)
+    if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
         return None, bound
-    times = np.repeat(when, np.rint(answer.x).astype(np.int64))
-    owners = np.repeat(who, np.rint(answer.x).astype(np.int64))
+    repeats = np.rint(solver.getSolution().col_value).astype(np.int64)
+    times, owners = np.repeat(when, repeats), np.repeat(who, repeats)
     completions = np.empty(len(a), np.int64)
     completions[np.argsort(kind_of.ravel(), kind="stable")] = times[
         np.argsort(owners, kind="stable")
