@@ -6,8 +6,8 @@
 the cheapest of its kind in the same run. *Speed*: simulated requests a second under each policy,
 beside that of the engine's own (vLLM's order, least-tokens routing, no admission). *Quality*: mean
 latency on the same requests beside the engine's own, and completed tokens a second beyond the stable
-load as a share of the fluid bound, which no policy exceeds; in unit rounds, total latency over the
-proven optimum of small backlogs.
+load as a share of the fluid bound of the whole mix, which a policy exceeds only by leaving long
+requests waiting; in unit rounds, total latency over the proven optimum of small backlogs.
 """
 
 import argparse

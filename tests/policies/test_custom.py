@@ -318,5 +318,5 @@ gate = Batching(admits=f)
 def test_a_fleet_uses_one_own_policy(policy, tmp_path):
     one = policy("def f(request):\n    return 1.0\n\n\ndef g(request):\n    return 2.0")
     pools = tuple(Pool(n, TIMING, 100, batching=one[:-1] + n) for n in "fg")
-    with pytest.raises(InputError, match="one batching policy"):
+    with pytest.raises(InputError, match="one policy of the user's own of each kind"):
         simulate(Fleet(pools), backlog())

@@ -17,6 +17,7 @@ from gpusched.policies.batching.discipline import (
     _RANGES,
     DISCIPLINES,
     GROUPED,
+    LEAST_PERIOD_S,
     LOOK_AHEAD,
     OPEN,
     Discipline,
@@ -58,9 +59,13 @@ def values_of(key):
         return st.sampled_from(["relaxed", "strict"])
     if key == "restart":
         return st.booleans()
+    if key == "thresholds":
+        return st.sampled_from(["auto", "4", "4/1"])
     low, high = _RANGES[key]
     if KINDS[key] is int:
         return st.integers(int(low), min(int(high), 10**6))
+    if key == "reestimate_s":
+        low = LEAST_PERIOD_S
     return st.floats(low, high).filter(lambda x: "+" not in str(x))
 
 
@@ -117,6 +122,9 @@ REFUSED = [
     ("wait+start=soon", "start must be relaxed or strict"),
     ("wait+segments=0", "segments must be"),
     ("wait+hold_s=inf", "hold_s must be"),
+    ("wait+thresholds=4/0", "whole numbers above 0"),
+    ("wait+thresholds=", "must be auto"),
+    ("wait+reestimate_s=1e-9", "reestimate_s must be at least"),
 ]
 
 

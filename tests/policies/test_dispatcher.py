@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpusched.errors import InputError
 from gpusched.policies.admission.dispatcher import StaggeredDispatcher, Staggering
-from gpusched.sim.gated import GatedEngines, run_gated
+from gpusched.sim.theory.gated import GatedEngines, run_gated
 
 CHUNK = 1000
 

@@ -1,20 +1,28 @@
 """The page on policies says what the code does."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from gpusched.policies.admission.policy import ADMISSION
 from gpusched.policies.batching.discipline import _RANGES, DISCIPLINES, discipline
 from gpusched.policies.lengths.predictors import _RANGES as PREDICTORS
+from gpusched.policies.routing.policy import ROUTING
 from gpusched.policies.views import Engine, Request
+from gpusched.sim.fleet import Fleet, Pool
+from gpusched.sim.simulate import simulate
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "sim"))
+from fleets import timing, trace
 
 PAGE = (Path(__file__).parents[2] / "docs/policies.md").read_text(encoding="utf-8")
 
 
-def table(heading):
+def table(heading, page=PAGE):
     """Rows of the table under a heading of columns, cells stripped."""
-    lines = PAGE.partition(f"| {heading} |")[2].splitlines()[2:]
+    lines = page.partition(f"| {heading} |")[2].splitlines()[2:]
     rows = []
     for line in lines:
         if not line.startswith("|"):
@@ -38,6 +46,37 @@ def test_every_parameter_is_listed_with_its_range():
     assert set(listed) == used
     for key, (low, high) in _RANGES.items():
         assert listed[key] == f"{low:g} to {high:g}"
+
+
+OTHERS = (Path(__file__).parents[2] / "docs/routing-and-admission.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("heading", "policies"),
+    [
+        ("routing | takes the replica with | parameters and defaults", ROUTING),
+        ("admission | what it does | parameters and defaults", ADMISSION),
+    ],
+)
+def test_every_routing_and_admission_policy_is_listed(heading, policies):
+    listed = []
+    for chosen in policies.values():
+        parameters = ", ".join(f"`{key}` {getattr(chosen, key):g}" for key in chosen.parameters)
+        listed.append([f"`{chosen.name}`", chosen.summary, parameters or "none"])
+    assert table(heading, OTHERS) == listed
+
+
+def test_the_pages_own_policies_run(tmp_path):
+    code = OTHERS.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "own.py").write_text(code)
+    fleet = Fleet(
+        (Pool("a", timing(), kv_blocks=400, replicas=2, max_num_seqs=20),),
+        routing=f"{tmp_path}/own.py:emptiest",
+        admission=f"{tmp_path}/own.py:shed+most_a_replica=6",
+    )
+    result = simulate(fleet, trace(60, 40.0, 1))
+    assert result.rejected.mean() < 0.5
+    assert len(set(result.replica.tolist())) == 2
 
 
 def test_every_predictor_is_listed():

@@ -16,17 +16,16 @@ def simulate(
         float | None, typer.Option(help="Requests a second, for traces without arrival times.")
     ] = None,
     rate_scale: Annotated[float, typer.Option(help="Multiply the arrival rate.")] = 1.0,
-    admission: Annotated[str | None, typer.Option(help="Admission policy: none.")] = None,
+    admission: Annotated[
+        str | None, typer.Option(help="Admission policy, such as staggered or file.py:function.")
+    ] = None,
     batching: Annotated[
         str | None,
-        typer.Option(help="Batching policy, name[+parameter=value] or file.py:function."),
+        typer.Option(help="Batching policy, such as mc-sf+margin=0.1 or file.py:function."),
     ] = None,
     routing: Annotated[
         str | None,
-        typer.Option(
-            help="Routing policy: round-robin, random, least-requests, least-tokens, "
-            "power-of-two or prefix-affinity."
-        ),
+        typer.Option(help="Routing policy, such as least-tokens or file.py:function."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of generated traffic and random choices.")] = 0,

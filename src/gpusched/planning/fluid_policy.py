@@ -6,7 +6,7 @@ import numpy as np
 
 from gpusched.errors import InputError, unknown_name
 from gpusched.policies.admission.fluid import FluidPlan
-from gpusched.sim.servers import BURST, Control
+from gpusched.sim.theory.servers import BURST, Control
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from gpusched.policies.admission.fluid import NO_TERMS, ServiceTerms, demand, fl
 from gpusched.policies.admission.service import Prices, RequestClass, ServerModel
 from gpusched.report.svg import Line, Rule, line_chart
 from gpusched.reproduce.claim import Claim, Reproduction, Setting
-from gpusched.sim.servers import Servers, ServersResult, Window, simulate_servers
+from gpusched.sim.theory.servers import Servers, ServersResult, Window, simulate_servers
 from gpusched.timing.iteration import timing_model
 
 Floats = NDArray[np.float64]

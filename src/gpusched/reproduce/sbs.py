@@ -13,17 +13,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.domain.catalog import load_gpu, load_model
-from gpusched.domain.parallel import Parallelism
 from gpusched.planning.packing import balanced_packing, longest_first_ratio
 from gpusched.policies.routing.packing import NO_CAP, pack, sort_window
 from gpusched.policies.routing.placement import FACTOR
 from gpusched.report.svg import Line, Rule, line_chart
 from gpusched.reproduce.claim import Claim, Reproduction, Setting
-from gpusched.reproduce.sbs_fleet import fleet_claims
-from gpusched.sim.decode_pool import LockstepRun, LockstepUnits, run_lockstep
-from gpusched.sim.gated import GatedEngines, GatedRun, run_gated
-from gpusched.timing.iteration import TimingModel, timing_model
+from gpusched.reproduce.sbs_fleet import fleet_claims, timing
+from gpusched.sim.theory.decode_pool import LockstepRun, LockstepUnits, run_lockstep
+from gpusched.sim.theory.gated import GatedEngines, GatedRun, run_gated
 from gpusched.traces.profiles import draw, load_profile
 
 Task = TypeVar("Task")
@@ -70,17 +67,6 @@ def run(setting: Setting) -> Reproduction:
             "sbs-ttft": ttft_chart,
             "sbs-decode-dispersion": dispersion_chart,
         },
-    )
-
-
-def timing(units: int) -> TimingModel:
-    """Return DeepSeek-V3 on ``units`` H800, attention in parallel over data, experts over all."""
-    return timing_model(
-        load_model("deepseek-v3"),
-        load_gpu("h800_sxm"),
-        Parallelism(dp=units, ep=units),
-        weights_dtype="fp8",
-        kv_cache_dtype="bf16",
     )
 
 

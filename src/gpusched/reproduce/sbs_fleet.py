@@ -19,7 +19,7 @@ from gpusched.sim.fleet import Fleet, KvLink, Pool
 from gpusched.sim.front import full_pass_s
 from gpusched.sim.simulate import simulate
 from gpusched.timing.compiled import CompiledTiming
-from gpusched.timing.iteration import timing_model
+from gpusched.timing.iteration import TimingModel, timing_model
 from gpusched.timing.transfer import RDMA_LATENCY_S, kv_token_s
 from gpusched.traces.generate import generate
 
@@ -54,11 +54,11 @@ def fleet(variant: str) -> Fleet:
     model = load_model("deepseek-v3")
     pools = (
         Pool(
-            "prefill", _timing(UNITS), kv_blocks=20_000, replicas=ENGINES, role="prefill",
+            "prefill", _compiled(UNITS), kv_blocks=20_000, replicas=ENGINES, role="prefill",
             max_num_batched_tokens=CHUNK_TOKENS, data_parallel=UNITS, gpus_per_replica=UNITS,
         ),
         Pool(
-            "decode", _timing(DECODE_UNITS), kv_blocks=20_000, role="decode",
+            "decode", _compiled(DECODE_UNITS), kv_blocks=20_000, role="decode",
             data_parallel=DECODE_UNITS, gpus_per_replica=DECODE_UNITS,
         ),
     )  # fmt: skip
@@ -66,14 +66,19 @@ def fleet(variant: str) -> Fleet:
     return Fleet(pools, link, routing, decode_routing, admission)
 
 
-def _timing(units: int) -> CompiledTiming:
+def timing(units: int) -> TimingModel:
+    """Return DeepSeek-V3 on ``units`` H800, attention in parallel over data, experts over all."""
     return timing_model(
         load_model("deepseek-v3"),
         load_gpu("h800_sxm"),
         Parallelism(dp=units, ep=units),
         weights_dtype="fp8",
         kv_cache_dtype="bf16",
-    ).compile(CHUNK_TOKENS + 256)
+    )
+
+
+def _compiled(units: int) -> CompiledTiming:
+    return timing(units).compile(CHUNK_TOKENS + 256)
 
 
 def run_variant(task: tuple[str, float, int]) -> tuple[float, float, float]:
@@ -92,7 +97,7 @@ def run_variant(task: tuple[str, float, int]) -> tuple[float, float, float]:
 
 def pass_s() -> float:
     """Return the time of a full pass."""
-    return full_pass_s(_timing(UNITS), CHUNK_TOKENS)
+    return full_pass_s(_compiled(UNITS), CHUNK_TOKENS)
 
 
 def highest_load(ttft_s: Sequence[float], bound_s: float) -> float:

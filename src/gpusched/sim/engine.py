@@ -12,18 +12,6 @@ from gpusched.compilation import cold_kernel, kernel
 from gpusched.policies.batching.discipline import CHUNKED, GROUPED, STATIC
 from gpusched.policies.batching.groups import TOLERANCE_S
 from gpusched.policies.batching.order import FCFS
-from gpusched.sim.admission import (
-    expect_resident,
-    forget_resident,
-    group_allowance,
-    may_start,
-    next_release_s,
-    predicted_left,
-    resume_all,
-    resume_groups,
-    steps_blocked,
-    steps_to_demotion,
-)
 from gpusched.sim.blocks import (
     allocate,
     available,
@@ -41,6 +29,18 @@ from gpusched.sim.gaps import add_gap_run, add_gaps
 from gpusched.sim.heaps import pop, set_timer
 from gpusched.sim.lists import append_running, join_queue, pop_group, pop_waiting, unlink_running
 from gpusched.sim.lockstep import shorten_group
+from gpusched.sim.starting import (
+    expect_resident,
+    forget_resident,
+    group_allowance,
+    may_start,
+    next_release_s,
+    predicted_left,
+    resume_all,
+    resume_groups,
+    steps_blocked,
+    steps_to_demotion,
+)
 from gpusched.sim.state import DONE, NONE, PREFILL, REQUEST_BITS
 from gpusched.sim.timing_kernels import (
     chunk_work,

@@ -17,11 +17,11 @@ from gpusched.policies.routing.choice import (
     route,
 )
 from gpusched.policies.routing.placement import place
-from gpusched.sim.admission import enter_queue
 from gpusched.sim.blocks import blocks_for
 from gpusched.sim.engine import cut_leap
 from gpusched.sim.heaps import pop_timed, push_timed, set_timer
 from gpusched.sim.lockstep import wake_unit
+from gpusched.sim.starting import enter_queue
 from gpusched.sim.state import (
     ABSENT,
     FAULT,

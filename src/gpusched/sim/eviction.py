@@ -14,10 +14,10 @@ from gpusched.policies.batching.discipline import (
     WORST_RANK,
 )
 from gpusched.policies.draws import random_u64
-from gpusched.sim.admission import enter_queue, forget_resident, standing
 from gpusched.sim.blocks import release
 from gpusched.sim.decoding import interrupt_decoding, kv_tokens, produced_tokens
 from gpusched.sim.lists import leave_group, unlink_running
+from gpusched.sim.starting import enter_queue, forget_resident, standing
 from gpusched.sim.state import (
     DECODE,
     FAULT,

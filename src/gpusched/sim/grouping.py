@@ -48,7 +48,8 @@ def groups_for(
 
 def learns(chosen: Discipline) -> bool:
     """Whether a discipline's groups are set by the traffic seen so far."""
-    return chosen.gate == GROUPED and chosen.reestimate_s > 0 and not chosen.thresholds
+    chosen_freely = chosen.thresholds == "auto"
+    return chosen.gate == GROUPED and chosen.reestimate_s > 0 and chosen_freely
 
 
 def estimator_for(pool: Pool, chosen: Discipline) -> GroupEstimator:

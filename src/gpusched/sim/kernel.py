@@ -11,7 +11,6 @@ import numpy as np
 from gpusched.compilation import entry_kernel, kernel
 from gpusched.policies.admission.policy import GATED
 from gpusched.policies.draws import random_u64
-from gpusched.sim.admission import expect_resident, forget_resident, predicted_left
 from gpusched.sim.blocks import available, blocks_for, release
 from gpusched.sim.decoding import join_decoding, leave_sizes, next_stopped, pause
 from gpusched.sim.engine import cut_leap, finish_leap, give_token, grow_to, leave, schedule
@@ -30,6 +29,7 @@ from gpusched.sim.entry import (
 from gpusched.sim.gating import end_prefill, free_solo
 from gpusched.sim.heaps import set_timer
 from gpusched.sim.lists import unlink_running
+from gpusched.sim.starting import expect_resident, forget_resident, predicted_left
 from gpusched.sim.state import (
     DECODE_TURN,
     FAULT,

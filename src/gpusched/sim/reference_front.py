@@ -1,10 +1,8 @@
 """Admission in the slow reference: staggered release and gates, in plain Python."""
 
-from __future__ import annotations
-
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -20,10 +18,35 @@ from gpusched.policies.admission.staggered import release_interval_s, release_s
 from gpusched.policies.batching.discipline import CHUNKED
 from gpusched.policies.routing.packing import NO_CAP, pack
 from gpusched.sim.front import WINDOW, classes_of, full_pass_s
+from gpusched.sim.reference_engine import Engine, Request
 from gpusched.traces.trace import Trace
 
-if TYPE_CHECKING:
-    from gpusched.sim.reference import Engine, Reference, Request
+
+class Run(Protocol):
+    """The simulation behind the front."""
+
+    admission: AdmissionPolicy
+    engines: list[Engine]
+    entry: list[Engine]
+
+    def enter(self, request: Request, now_s: float) -> None:
+        """Route and queue a request."""
+
+    def ask_admission(self, request: Request, now_s: float) -> None:
+        """Ask a user's function."""
+
+    def fits(self, request: Request, engine: Engine) -> bool:
+        """Whether an engine can ever hold a request."""
+        ...
+
+    def count(self, engine: Engine, request: Request, sign: int) -> None:
+        """Count a request in or out of an engine's load."""
+
+    def enqueue(self, engine: Engine, request: Request, now_s: float) -> None:
+        """Queue a request on an engine."""
+
+    def reject(self, request: Request, now_s: float) -> None:
+        """Refuse a request."""
 
 
 class Front:
@@ -32,7 +55,7 @@ class Front:
     tick_s = inf
     """When to look at held requests again."""
 
-    def __init__(self, run: Reference) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
 
     def take_in(self, request: Request, now_s: float) -> None:
@@ -65,7 +88,7 @@ class Front:
 class Staggered(Front):
     """Releases batches, one replica at a time."""
 
-    def __init__(self, run: Reference, policy: AdmissionPolicy) -> None:
+    def __init__(self, run: Run, policy: AdmissionPolicy) -> None:
         super().__init__(run)
         self.policy = policy
         self.held: list[Request] = []
@@ -160,7 +183,7 @@ class Staggered(Front):
 class Gated(Front):
     """Gives idle prefill slots to classes."""
 
-    def __init__(self, run: Reference, policy: AdmissionPolicy, trace: Trace) -> None:
+    def __init__(self, run: Run, policy: AdmissionPolicy, trace: Trace) -> None:
         super().__init__(run)
         self.policy = policy
         lanes = [engine.pool for engine in run.engines]

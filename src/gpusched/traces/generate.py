@@ -1,5 +1,7 @@
 """Generate traces from profiles."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,8 @@ from gpusched.traces.profiles import Profile, draw, load_profile, paired_shares
 from gpusched.traces.trace import Prefixes, Trace
 
 BLOCK_TOKENS = 64
+ROWS_AT_ONCE = 4096
+"""Of a trace whose block ids are made together: contexts can be thousands of blocks long."""
 
 
 def generate(
@@ -56,36 +60,51 @@ def _singles(shape: Profile, times_s: NDArray[np.float64], rng: np.random.Genera
     )
 
 
-def _sessions(shape: Profile, times_s: NDArray[np.float64], rng: np.random.Generator) -> Trace:
-    """Rounds whose prompt is the session so far and some new tokens."""
-    sessions = len(times_s)
+class Rounds(NamedTuple):
+    """Rounds of sessions, an entry each, in order of session and round."""
+
+    session: NDArray[np.int32]
+    number: NDArray[np.int32]
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    think_s: NDArray[np.float64]
+
+
+def _rounds(shape: Profile, sessions: int, rng: np.random.Generator) -> Rounds:
+    """Draw rounds whose prompt is the session so far and some new tokens."""
     wanted = _whole(draw(shape.rounds, rng.random(sessions)))
     n = int(wanted.sum())
     session = np.repeat(np.arange(sessions, dtype=np.int32), wanted)
     starts = np.concatenate(([0], np.cumsum(wanted)))[:-1]
-    rounds = (np.arange(n) - np.repeat(starts, wanted)).astype(np.int32)
+    number = (np.arange(n) - np.repeat(starts, wanted)).astype(np.int32)
     output = _whole(draw(shape.output_tokens, rng.random(n))).astype(np.int64)
     new = _whole(draw(shape.growth_tokens, rng.random(n))).astype(np.int64)
     first = np.maximum(_whole(draw(shape.prompt_tokens, rng.random(sessions))), 1)
     new[starts] = np.maximum(first, shape.shared_tokens + 1)
     added = new.copy()
-    added[1:] += np.where(rounds[1:] > 0, output[:-1], 0)
+    added[1:] += np.where(number[1:] > 0, output[:-1], 0)
     total = np.cumsum(added)
     prompt = total - np.repeat(total[starts] - added[starts], wanted)
-    keep = prompt + output <= shape.max_context_tokens
-    keep |= rounds == 0
+    keep = (prompt + output <= shape.max_context_tokens) | (number == 0)
     prompt = np.minimum(prompt, shape.max_context_tokens)
-    think_s = np.where(rounds > 0, draw(shape.think_s, rng.random(n)), 0.0)
-    rows = np.flatnonzero(keep)
-    rows = rows[np.argsort(times_s[session[rows]], kind="stable")]
+    think_s = np.where(number > 0, draw(shape.think_s, rng.random(n)), 0.0)
+    return Rounds(session[keep], number[keep], prompt[keep], output[keep], think_s[keep])
+
+
+def _sessions(shape: Profile, times_s: NDArray[np.float64], rng: np.random.Generator) -> Trace:
+    """Sessions that start at the given times."""
+    drawn = _rounds(shape, len(times_s), rng)
+    order = np.argsort(times_s[drawn.session], kind="stable")
+    session = drawn.session[order]
+    prompt, output = drawn.prompt_tokens[order], drawn.output_tokens[order]
     return Trace(
-        arrival_s=times_s[session[rows]],
-        prompt_tokens=prompt[rows].astype(np.int32),
-        output_tokens=output[rows].astype(np.int32),
-        session_id=session[rows],
-        round=rounds[rows],
-        think_s=think_s[rows],
-        prefix=_session_blocks(session[rows], prompt[rows], output[rows], shape.shared_tokens),
+        arrival_s=times_s[session],
+        prompt_tokens=prompt.astype(np.int32),
+        output_tokens=output.astype(np.int32),
+        session_id=session,
+        round=drawn.number[order],
+        think_s=drawn.think_s[order],
+        prefix=_session_blocks(session, prompt, output, shape.shared_tokens),
         name=shape.name,
     )
 
@@ -101,13 +120,16 @@ def _session_blocks(
     blocks = (prompt + output) // BLOCK_TOKENS
     longest = np.zeros(int(session.max()) + 1, np.int64)
     np.maximum.at(longest, session, np.maximum(blocks - shared, 0))
-    base = shared + np.concatenate(([0], np.cumsum(longest)))[:-1]
+    base = np.concatenate(([0], np.cumsum(longest)))[:-1]
     offsets = np.concatenate(([0], np.cumsum(blocks))).astype(np.int64)
-    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], blocks)
-    own = np.repeat(base[session], blocks) + position - shared
-    return Prefixes(
-        offsets, np.where(position < shared, position, own).astype(np.int32), BLOCK_TOKENS
-    )
+    ids = np.empty(offsets[-1], np.int32)
+    for first in range(0, len(session), ROWS_AT_ONCE):
+        part = slice(first, first + ROWS_AT_ONCE)
+        count, begin = blocks[part], offsets[:-1][part]
+        position = np.arange(begin[0], begin[-1] + count[-1]) - np.repeat(begin, count)
+        own = np.repeat(base[session[part]], count) + position
+        ids[begin[0] : begin[-1] + count[-1]] = np.where(position < shared, position, own)
+    return Prefixes(offsets, ids, BLOCK_TOKENS)
 
 
 def _whole(values: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -117,4 +139,4 @@ def _whole(values: NDArray[np.float64]) -> NDArray[np.int32]:
 def _mean_rounds(shape: Profile) -> float:
     """Return the mean rounds of a session, those beyond the longest context left out."""
     pilot = 2000
-    return len(_sessions(shape, np.zeros(pilot), np.random.default_rng(0))) / pilot
+    return len(_rounds(shape, pilot, np.random.default_rng(0)).session) / pilot

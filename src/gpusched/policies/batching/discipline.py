@@ -71,9 +71,9 @@ class Discipline:
     reestimate_s: float = 30.0
     """How often groups are set anew by the traffic seen so far; 0 to set them once from all of the
     trace, its future included."""
-    thresholds: str = ""
-    """The groups' thresholds, such as ``4/1``, groups being set from all of the trace; empty to have
-    them chosen."""
+    thresholds: str = "auto"
+    """The groups' thresholds, such as ``4/1``, groups being set from all of the trace; ``auto``
+    to have them chosen."""
     rank: Compiled | None = None
     """A user's own order."""
     admits: Compiled | None = None
@@ -224,10 +224,11 @@ def _value(name: str, key: str, text: str) -> Any:
             )
         return text
     if key == "thresholds":
-        if not all(part.isdecimal() and int(part) > 0 for part in text.split("/")):
+        whole = all(part.isdecimal() and int(part) > 0 for part in text.split("/"))
+        if text != "auto" and not whole:
             raise InputError(
-                f"batching policy {name}: thresholds must be whole numbers above 0 with a slash "
-                f"between, such as 4/1, got {text!r}"
+                f"batching policy {name}: thresholds must be auto, or whole numbers above 0 with a "
+                f"slash between, such as 4/1, got {text!r}"
             )
         return text
     if key == "restart":

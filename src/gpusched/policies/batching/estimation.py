@@ -97,7 +97,7 @@ def groups_of(
         InputError: the discipline's own thresholds are outside their region.
     """
     types = load.types(window)
-    if chosen.thresholds:
+    if chosen.thresholds != "auto":
         return _given(chosen, load, types, time, kv_tokens)
 
     def fitting(types: RequestTypes) -> Thresholds:

@@ -18,7 +18,7 @@ from gpusched.errors import InputError, unknown_name
 from gpusched.policies.admission.gate import GATES
 from gpusched.policies.admission.service import Prices, RequestClass, ServerModel
 from gpusched.policies.routing.decode_router import ROUTERS
-from gpusched.sim.servers_kernel import (
+from gpusched.sim.theory.servers_kernel import (
     ANSWERED,
     ARRIVED,
     COUNTS,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpusched.errors import InputError
-from gpusched.sim.decode_pool import ROUTINGS, LockstepUnits, run_lockstep
+from gpusched.sim.theory.decode_pool import ROUTINGS, LockstepUnits, run_lockstep
 
 POOL = LockstepUnits(3, 0.03, 0.004, 1e-5)
 

@@ -14,8 +14,8 @@ from gpusched.errors import InputError
 from gpusched.planning.fluid_policy import PAPER_NAMES, POLICIES, control_for
 from gpusched.policies.admission.fluid import fluid_plan
 from gpusched.policies.admission.service import Prices, RequestClass, ServerModel
-from gpusched.sim.servers import Control, Servers, estimate, simulate_servers
-from gpusched.sim.servers_kernel import (
+from gpusched.sim.theory.servers import Control, Servers, estimate, simulate_servers
+from gpusched.sim.theory.servers_kernel import (
     DECODE_QUEUE,
     IN_PREFILL,
     MIXED_DECODE,

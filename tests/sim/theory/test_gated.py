@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpusched.errors import InputError
-from gpusched.sim.gated import ROUTINGS, GatedEngines, run_gated
+from gpusched.sim.theory.gated import ROUTINGS, GatedEngines, run_gated
 
 T = 0.3
 
