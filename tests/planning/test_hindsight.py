@@ -125,6 +125,12 @@ def test_methods_work_without_or_tools(monkeypatch):
         hindsight_optimum(zeros, s, o, 7, method="cp")
 
 
+def test_standard_output_is_left_alone_with_any_number_of_threads(capfd):
+    for threads in (1, 2, 1):
+        assert hindsight_optimum(*drawn(0, 8, 15), 15, method="program", threads=threads).proven
+    assert capfd.readouterr().out == ""
+
+
 def test_unknown_method_is_named():
     with pytest.raises(InputError, match="method must be one of"):
         hindsight_optimum([0], [1], [1], 5, method="guess")

@@ -66,15 +66,18 @@ def time_indexed_program(
     program.a_matrix_.index_ = matrix.indices
     program.a_matrix_.value_ = matrix.data
     program.integrality_ = [highspy.HighsVarType.kInteger] * columns
-    solver = highspy.Highs()
-    solver.silent()
+    solver = _Quiet()
+    # its threads are the process's, and refuse another number of them
+    solver.resetGlobalScheduler(True)
+    solver.setOptionValue("output_flag", False)
     for option, value in (
         ("time_limit", max(limit_s, 0.1)), ("mip_rel_gap", 0.0), ("threads", threads),
         ("random_seed", seed),
     ):  # fmt: skip
         solver.setOptionValue(option, value)
     solver.passModel(program)
-    solver.run()
+    status = solver.run()
+    assert status != highspy.HighsStatus.kError
     if solver.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
         return None, np.inf
     info = solver.getInfo()
@@ -88,3 +91,10 @@ def time_indexed_program(
         np.argsort(owners, kind="stable")
     ]
     return completions - o, bound
+
+
+class _Quiet(highspy.Highs):
+    """A solver that leaves standard output alone: switching callbacks on prints a banner."""
+
+    def enableCallbacks(self) -> None:  # noqa: N802
+        """Leave them off."""
