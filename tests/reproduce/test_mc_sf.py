@@ -44,12 +44,14 @@ def test_ratios_are_judged_by_what_is_known():
         1: [mc_sf.Trial(50, 1050, 1500, 1000, 900.0)],
         2: [mc_sf.Trial(50, 1020, 1500, 1000, 900.0)],
     }
-    mean, worst, mean_arriving, _, hits = mc_sf._ratios(trials)
+    mean, worst, mean_arriving, _, hits, behind = mc_sf._ratios(trials)
     assert mean.ours == "1.050 to 1.167"
     assert mean.holds is False
     assert worst.holds is True
     assert mean_arriving.holds is True
     assert hits.holds is False
+    assert behind.ours == "1.43"
+    assert behind.holds is True
 
 
 def test_a_short_rerun_judges_every_claim(monkeypatch):
@@ -60,7 +62,7 @@ def test_a_short_rerun_judges_every_claim(monkeypatch):
         monkeypatch.setattr(mc_sf, name, value)
     messages = []
     found = mc_sf.run(Setting(seed=2, jobs=1, progress=messages.append))
-    assert len(found.claims) == 10
+    assert len(found.claims) == 11
     assert all(claim.ours for claim in found.claims)
     assert {"mc-sf-ratio", "mc-sf-latency"} == set(found.charts)
     assert messages

@@ -63,6 +63,8 @@ MARGINS = tuple(m / 100 for m in range(31))
 RATIO_TOLERANCE = 0.01
 """By which a published ratio may miss the range in which ours is known to lie."""
 HITS_TOLERANCE = 20
+FIRST_COME_BAND = (1.4, 1.9)
+"""Mean ratio of MC-Benchmark's total latency to MC-SF's on a few draws of model 1 made beforehand."""
 SLOPE_RATIO = 2.0
 """By which MC-SF's latency must grow more slowly than the best benchmark's."""
 LOWER = 0.2
@@ -257,6 +259,18 @@ def _ratios(trials: dict[int, list[Trial]]) -> list[Claim]:
             "",
             hits >= 114 - HITS_TOLERANCE,
             "In all the others annealing found a better schedule, which is checked against the budget.",
+        )
+    )
+    behind = float(np.mean([t.first_come / t.mc_sf for t in trials[1]]))
+    claims.append(
+        Claim(
+            "mean ratio of MC-Benchmark's total latency to MC-SF's, all at once",
+            "MC-SF ahead",
+            f"{behind:.2f}",
+            "",
+            FIRST_COME_BAND[0] <= behind <= FIRST_COME_BAND[1],
+            f"Holds from {FIRST_COME_BAND[0]} to {FIRST_COME_BAND[1]}, which earlier draws gave; the paper "
+            "compares them on its engine only.",
         )
     )
     return claims
