@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from gpusched.cli import catalog, compare, demo, plan, reproduce, simulate, trace
+from gpusched.cli import catalog, compare, demo, place, plan, reproduce, simulate, trace
 from gpusched.errors import GpuschedError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
+app.add_typer(place.app, name="place")
 app.add_typer(trace.app, name="trace")
 app.add_typer(catalog.app, name="catalog")
 

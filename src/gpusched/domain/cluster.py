@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from gpusched.domain.catalog import load_gpu
 from gpusched.domain.document import Section
 from gpusched.domain.gpu import Gpu
+from gpusched.domain.network import Network, places
 from gpusched.errors import InputError, unknown_name
 
 LIFETIME_HOURS = 5 * 365.25 * 24
@@ -53,6 +54,8 @@ class Cluster(Section):
     nodes: tuple[NodeGroup, ...] = Field(min_length=1, max_length=10_000)
     inter_node_gbps: float | None = Field(default=None, gt=0, le=1e6)
     """Network of one node, gigabits a second, one direction; the GPUs' own NICs if not given."""
+    network: Network = Network()
+    """Links between single nodes, where layers or blocks of one model are spread over them."""
     prices: Literal["neocloud", "hyperscaler"] = "neocloud"
     """Which of the catalog's prices holds where a group names none."""
     carbon_g_per_kwh: dict[str, float] = Field(default_factory=dict)
@@ -77,12 +80,35 @@ class Cluster(Section):
                     unknown_name("region", group.region, known)
                     + " (or give its carbon_g_per_kwh in the cluster)"
                 )
+        if self.network.links or self.network.front is not None:
+            self._check_network()
         return self
+
+    def _check_network(self) -> None:
+        if sum(group.count for group in self.nodes) > 10_000:
+            raise ValueError("network: links between single nodes are for 10,000 nodes at most")
+        front, known = self.network.front, places(self)
+        regions = [name for name, kind in known.items() if kind == "region"]
+        if front is not None and front not in regions:
+            raise ValueError("network.front: " + unknown_name("region", front, regions))
+        for link in self.network.links:
+            for end in link.ends:
+                if end not in known:
+                    raise ValueError("network.links: " + unknown_name("place", end, known))
 
     def group_name(self, index: int) -> str:
         """Name of a group, its GPU's where it has none of its own."""
         group = self.nodes[index]
         return group.name or f"{group.gpu}-{index}"
+
+    @property
+    def node_names(self) -> list[str]:
+        """Names of the single nodes: the group's, numbered where the group has several."""
+        return [
+            self.group_name(index) if group.count == 1 else f"{self.group_name(index)}-{number}"
+            for index, group in enumerate(self.nodes)
+            for number in range(group.count)
+        ]
 
     @property
     def total_gpus(self) -> int:

@@ -1,0 +1,7 @@
+"""``gpusched place``: what of a model goes on which machine."""
+
+import typer
+
+app = typer.Typer(
+    help="Place layers, blocks or experts of a model on machines.", no_args_is_help=True
+)

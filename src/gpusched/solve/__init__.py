@@ -1,0 +1,1 @@
+"""Thin helpers over HiGHS and graph algorithms."""
