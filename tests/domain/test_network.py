@@ -44,5 +44,5 @@ def test_unknown_place_is_named_with_the_nearest() -> None:
         Cluster.model_validate(
             {"nodes": NODES, "network": {"links": [{"ends": ["edge-7", "world"], "gbps": 1}]}}
         )
-    with pytest.raises(ValidationError, match="network.front"):
+    with pytest.raises(ValidationError, match=r"network\.front"):
         Cluster.model_validate({"nodes": NODES, "network": {"front": "mars"}})

@@ -11,10 +11,11 @@ from gpusched.domain.cluster import Cluster
 from gpusched.domain.document import Section, load_document, validate
 from gpusched.domain.engine import EngineSettings, PolicyName
 from gpusched.domain.parallel import Parallelism
+from gpusched.domain.placement import BlockPlacement, Kind, LayerPlacement, NodeLayers
 from gpusched.domain.slo import SloClasses
 from gpusched.domain.spec import KvDtype, Objective, Spec, WeightsDtype, resolve_paths
 from gpusched.domain.workload import Workload
-from gpusched.errors import InputError
+from gpusched.errors import InputError, unknown_name
 
 FORMAT: Literal["plan/1"] = "plan/1"
 
@@ -117,7 +118,12 @@ class Plan(Section):
     weights_dtype: WeightsDtype
     kv_cache_dtype: KvDtype = "bf16"
     cluster: Cluster
-    pools: tuple[PlannedPool, ...] = Field(min_length=1, max_length=10_000)
+    pools: tuple[PlannedPool, ...] = Field(default=(), max_length=10_000)
+    """Replicas that each hold the whole model."""
+    layers: LayerPlacement | None = None
+    """Instead of pools: layers of one model over unequal nodes."""
+    blocks: BlockPlacement | None = None
+    """Instead of pools: blocks of one model over servers far apart."""
     admission: PolicyName = "none"
     routing: PolicyName = "least-tokens"
     decode_routing: PolicyName | None = None
@@ -134,6 +140,16 @@ class Plan(Section):
     assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     provenance: Provenance | None = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "Plan":
+        if sum((bool(self.pools), self.layers is not None, self.blocks is not None)) != 1:
+            raise ValueError("give one of pools, layers and blocks")
+        known = set(self.cluster.node_names) if not self.pools else set()
+        for placed in self.placed_nodes:
+            if placed.node not in known:
+                raise ValueError(f"{self.kind}.nodes: {unknown_name('node', placed.node, known)}")
+        return self
 
     @model_validator(mode="after")
     def _check_pools(self) -> "Plan":
@@ -159,6 +175,26 @@ class Plan(Section):
                 )
         return self
 
+    @property
+    def kind(self) -> Kind:
+        """What the plan places."""
+        return "layers" if self.layers else "blocks" if self.blocks else "pools"
+
+    @property
+    def placed_nodes(self) -> tuple[NodeLayers, ...]:
+        """Nodes that hold layers or blocks."""
+        placement = self.layers or self.blocks
+        return placement.nodes if placement is not None else ()
+
+    def node_group(self, node: str) -> int:
+        """Index of the group that a single node belongs to."""
+        at = self.cluster.node_names.index(node)
+        for index, group in enumerate(self.cluster.nodes):
+            at -= group.count
+            if at < 0:
+                return index
+        raise AssertionError(node)
+
     def group_index(self, pool: PlannedPool) -> int:
         """Index of the node group that a pool runs on."""
         names = [self.cluster.group_name(i) for i in range(len(self.cluster.nodes))]
@@ -166,19 +202,29 @@ class Plan(Section):
 
     @property
     def gpus(self) -> int:
-        """GPUs of all pools."""
-        return sum(pool.gpus for pool in self.pools)
+        """GPUs of all pools or nodes with layers."""
+        of_nodes = sum(
+            self.cluster.nodes[self.node_group(placed.node)].gpus_per_node
+            for placed in self.placed_nodes
+        )
+        return of_nodes + sum(pool.gpus for pool in self.pools)
 
     @property
     def usd_per_hour(self) -> float:
         """Price of all GPUs."""
-        return sum(
+        of_nodes = sum(
+            self.cluster.nodes[group].gpus_per_node * self.cluster.usd_per_gpu_hour(group)
+            for group in (self.node_group(placed.node) for placed in self.placed_nodes)
+        )
+        return of_nodes + sum(
             pool.gpus * self.cluster.usd_per_gpu_hour(self.group_index(pool)) for pool in self.pools
         )
 
     @property
     def summary(self) -> str:
-        """The pools in one line."""
+        """The pools or nodes in one line."""
+        if not self.pools:
+            return f"{self.kind} over {len(self.placed_nodes)} nodes"
         return " + ".join(str(pool) for pool in self.pools)
 
 
