@@ -1,10 +1,11 @@
 """The compiler's settings for kernels, and where compiled code is kept between runs.
 
-Compiled code lives in the user's cache directory, under a digest of all kernel sources: the
-package directory may be read-only, and a change in one file must not leave another file's cached
-kernel in use.
+Compiled code lives in the user's cache directory, under a digest of the sources that a kernel is
+made of: the package directory may be read-only, and a change in a file must not leave the compiled
+code of those that import it in use, nor touch that of the others.
 """
 
+import ast
 import hashlib
 import os
 import sys
@@ -19,7 +20,6 @@ from numba import njit
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).resolve().parent
-_KERNEL_FOLDERS = ("sim", "policies")
 
 
 def user_cache_dir() -> Path:
@@ -35,13 +35,44 @@ def user_cache_dir() -> Path:
     return base / "gpusched"
 
 
-@cache
-def _kernel_cache() -> str:
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for folder in _KERNEL_FOLDERS:
-        for source in sorted((_PACKAGE / folder).rglob("*.py")):
-            digest.update(source.read_bytes())
+def _kernel_cache(module: str) -> str:
+    digest = hashlib.sha256()
+    for source in sorted(sources(module)):
+        digest.update(source.read_bytes())
     return str(user_cache_dir() / "kernels" / digest.hexdigest()[:16])
+
+
+def sources(module: str) -> set[Path]:
+    """Return the files of this package that a module is made of: its own and what it imports."""
+    found: set[Path] = set()
+    left = [module]
+    while left:
+        path = _file_of(left.pop())
+        if path is not None and path not in found:
+            found.add(path)
+            left += _imports(path)
+    return found
+
+
+def _file_of(module: str) -> Path | None:
+    package, *names = module.split(".")
+    if package != _PACKAGE.name:
+        return None
+    path = _PACKAGE.joinpath(*names)
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file if file.is_file() else None
+
+
+@cache
+def _imports(path: Path) -> list[str]:
+    """Return the names that a file imports, modules or what is in them."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def kernel(function: Function) -> Function:
@@ -69,7 +100,7 @@ def entry_kernel(function: Function) -> Function:
     options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
     config: Any = numba.config
     previous = config.CACHE_DIR
-    config.CACHE_DIR = _kernel_cache()
+    config.CACHE_DIR = _kernel_cache(function.__module__)
     try:
         compiled: Function = njit(cache=True, **options)(function)
     finally:

@@ -6,8 +6,7 @@ block anew would cost: seconds, joules or grams, for only the order matters.
 
 from dataclasses import dataclass
 
-import numba
-
+from gpusched.compilation import kernel
 from gpusched.policies.parameters import read_policy
 
 LRU, LFU, GDSF, LCS = range(4)
@@ -45,7 +44,7 @@ def eviction_policy(text: str) -> Eviction:
     return read_policy("eviction", text, EVICTION, _RANGES)
 
 
-@numba.njit(cache=True)
+@kernel
 def worth(kind, hits, saving, used, last_s, now_s, clock):
     """Worth of keeping a block; the least goes first.
 

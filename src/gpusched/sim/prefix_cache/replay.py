@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gpusched.errors import InputError
 from gpusched.policies.caching.eviction import eviction_policy
-from gpusched.sim.prefix_cache.kernel import replay
+from gpusched.sim.prefix_cache.kernel import blocks_of, replay
 from gpusched.timing.iteration import TimingModel
 from gpusched.traces.trace import Trace
 
@@ -65,16 +65,18 @@ def replay_cache(
     if len(worth) <= depth.max():
         worth = np.concatenate((worth, np.full(int(depth.max()) + 1 - len(worth), worth[-1])))
     size = prefix.block_tokens
-    hit, entered, evicted, peak, _ = replay(
-        trace.arrival_s, trace.prompt_tokens.astype(np.int64), prefix.offsets,
-        prefix.block_ids.astype(np.int64), parent, depth, size, worth,
-        np.array(tier_tokens, np.int64) // size,
+    blocks = blocks_of(parent, depth, np.array(tier_tokens, np.int64) // size, worth, seed)
+    hit = np.zeros((len(trace), len(tier_tokens)), np.int64)
+    peak = np.zeros(len(tier_tokens), np.int64)
+    evicted = replay(
+        blocks, trace.arrival_s, trace.prompt_tokens.astype(np.int64), prefix.offsets,
+        prefix.block_ids.astype(np.int64), size,
         np.array([time_s for time_s, _ in resize], np.float64),
         np.array([tokens // size for _, tokens in resize], np.int64),
-        rule.kind, rule.samples, seed,
+        rule.kind, rule.samples, hit, peak,
     )  # fmt: skip
     ratio = float(hit.sum() / trace.prompt_tokens.sum())
-    return CacheReplay(hit, ratio, entered * size, int(evicted) * size, peak * size)
+    return CacheReplay(hit, ratio, blocks.entered * size, int(evicted) * size, peak * size)
 
 
 def block_saving(timing: TimingModel, block_tokens: int, blocks: int) -> Floats:
