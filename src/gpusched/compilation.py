@@ -5,9 +5,9 @@ made of: the package directory may be read-only, and a change in a file must not
 code of those that import it in use, nor touch that of the others.
 """
 
-import ast
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -20,6 +20,7 @@ from numba import njit
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).resolve().parent
+_IMPORT = re.compile(rf"^\s*from ({_PACKAGE.name}[\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 
 
 def user_cache_dir() -> Path:
@@ -65,13 +66,10 @@ def _file_of(module: str) -> Path | None:
 
 @cache
 def _imports(path: Path) -> list[str]:
-    """Return the names that a file imports, modules or what is in them."""
+    """Return the names that a file imports from this package, modules or what is in them."""
     names = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    for module, listed in _IMPORT.findall(path.read_text("utf-8")):
+        names += [module, *(f"{module}.{name}" for name in re.findall(r"\w+", listed))]
     return names
 
 
