@@ -48,8 +48,8 @@ def harmonic(seasons: Sequence[Harmonics]) -> Model:
         weights = np.linalg.solve(seen.T @ seen + ridge, seen.T @ history)
         errors = history - seen @ weights
         before, after = errors[:-1], errors[1:]
-        fade = float(before @ after / max(before @ before, 1e-12)) if n > 2 else 0.0
-        fade = float(np.clip(fade, 0.0, 0.99))
+        fade = float(before @ after) / max(float(before @ before), 1e-12) if n > 2 else 0.0
+        fade = min(max(fade, 0.0), 0.99)
         fading = fade ** np.arange(1, horizon + 1, dtype=np.float64)
         return np.asarray(ahead @ weights + errors[-1] * fading, np.float64)
 
