@@ -20,6 +20,7 @@ def schedule(s, place, time_s):
 
 @kernel
 def release_job(s, job):
+    """Make a job free for another request."""
     s.jobs[job].live = 0
     s.jobs[job].next = s.g[0].free_job
     s.g[0].free_job = job
@@ -128,6 +129,7 @@ def first_decode(s, q):
 
 @kernel
 def pop_prompt(s, q, dead):
+    """Take the first prompt out of a queue, and free its job if it is dead."""
     job = q.prompt_head
     q.prompt_head = s.jobs[job].next
     if q.prompt_head < 0:
@@ -139,6 +141,7 @@ def pop_prompt(s, q, dead):
 
 @kernel
 def pop_decode(s, q, dead):
+    """Take the first decode out of a queue, and free its job if it is dead."""
     job = q.decode_head
     q.decode_head = s.jobs[job].next
     if q.decode_head < 0:

@@ -37,9 +37,12 @@ def form_batch(s, node, segment, now_s):
         prompt, decode = NONE, NONE
         if prompts < p.prompt_requests:
             prompt = first_prompt(s, q)
-            if prompts > 0 and prompt >= 0:
-                if prompt_tokens + s.jobs[prompt].tokens > p.prompt_tokens:
-                    prompt = NONE
+            if (
+                prompt >= 0
+                and prompts > 0
+                and prompt_tokens + s.jobs[prompt].tokens > p.prompt_tokens
+            ):
+                prompt = NONE
         if decodes < p.decode_requests:
             decode = first_decode(s, q)
             if decode >= 0 and decodes > 0 and context + s.jobs[decode].context > p.decode_context:

@@ -96,14 +96,14 @@ def simulate_pipelines(
             "no pipeline from the front through all layers and back: "
             + ("the flows reach no end" if policy.kind == IWRR else "the placement has gaps")
         )
-    end_s = math.inf if duration_s is None else warmup_s + duration_s
+    end_s = math.inf if duration_s is None else float(warmup_s + duration_s)
     run(state, -1.0)  # compiles
     state.g["now_s"] = 0.0
     started = time.perf_counter()
     for change in changes:
         if change.time_s >= end_s:
             break
-        state = _advance(state, change.time_s, progress, setting)
+        state = _advance(state, float(change.time_s), progress, setting)
         up = up.copy()
         up[change.node] = change.up
         if not change.up:
@@ -173,7 +173,7 @@ def _result(state: State, setting: Setting, end_s: float, wall_s: float) -> Pipe
         nodes["kv_reserved_peak"] / capacity,
     )
     requests = state.requests[: int(g["arrived"])]
-    bins = min(int(math.ceil(end_s / float(g["bin_s"]))), state.busy.shape[1])
+    bins = min(math.ceil(end_s / float(g["bin_s"])), state.busy.shape[1])
     series_s = np.arange(bins + 1) * float(g["bin_s"])
     return PipelineResult(
         **{
