@@ -33,6 +33,8 @@ class OfflineFeed:
     """After each prompt and each answer another request comes if, in no layer, a greater share of
     the KV cache is reserved; None: exactly one comes after each answer."""
     delay_s: float = 0.1
+    drop: bool = False
+    """Whether a request that finds no pipeline at once is rejected instead of waiting."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def build(setting: Setting, trace: Trace) -> State:
     if offline is not None:
         g["closed_loop"] = 1
         g["by_usage"] = offline.high_water is not None
+        g["drop"] = offline.drop
         g["feed_high_water"] = offline.high_water or 0.0
         g["feed_delay_s"] = offline.delay_s
         g["initial"] = g["issued"] = min(offline.initial, len(trace))

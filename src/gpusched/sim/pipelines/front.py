@@ -91,13 +91,13 @@ def admit_waiting(s, now_s):
                 r.dispatched_s = now_s
                 g.in_flight += 1
                 send(s, job, s.routes[job, 0], now_s)
-            elif g.in_flight > 0:
+            elif g.in_flight > 0 and not g.drop:
                 return
             else:
                 possible = False
         if not possible:
             r.rejected = 1
-            if g.closed_loop and g.issued < len(s.requests):
+            if g.closed_loop and not g.drop and g.issued < len(s.requests):
                 s.due_s[g.due_tail] = now_s + g.feed_delay_s
                 g.due_tail += 1
                 g.issued += 1

@@ -134,6 +134,7 @@ GLOBALS = np.dtype(
         ("longest_prompt", "i8"),
         ("closed_loop", "i8"),
         ("by_usage", "i8"),  # feed the closed loop by KV usage
+        ("drop", "i8"),  # requests that find no pipeline at once
         ("feed_high_water", "f8"),
         ("feed_delay_s", "f8"),
         ("initial", "i8"),  # requests at the start of a closed loop
