@@ -55,4 +55,4 @@ class BlockPlacement(Section):
     routing: PolicyName = "ws-rr"
 
 
-Kind = Literal["pools", "layers", "blocks"]
+Kind = Literal["pools", "layers", "blocks", "cascade"]

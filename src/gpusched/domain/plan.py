@@ -67,6 +67,31 @@ class PlannedPool(Section):
         return f"{self.replicas} × {self.gpu} {self.parallelism.layout}{expert}{role}"
 
 
+class PlannedStage(Section):
+    """One model of a cascade and its pools."""
+
+    model: str
+    weights_dtype: WeightsDtype
+    pools: tuple[PlannedPool, ...] = Field(min_length=1, max_length=1000)
+    threshold: float | None = None
+    """Answers that score less go on to the next model; none at the last."""
+    reach: float = Field(default=1.0, ge=0, le=1)
+    """Share of the requests that come here."""
+
+
+class PlannedCascade(Section):
+    """Models in the order they are asked."""
+
+    stages: tuple[PlannedStage, ...] = Field(min_length=1, max_length=9)
+    scores: str
+    """Table of judge scores, from which the simulation draws."""
+    models: tuple[str, ...]
+    """Models of the table's columns."""
+    judge_s: float = Field(default=0.0, ge=0, le=1e4)
+    quality: float
+    """Mean score of the accepted answers."""
+
+
 class Certificate(Section):
     """How the answer was found and how good it is known to be."""
 
@@ -124,6 +149,8 @@ class Plan(Section):
     """Instead of pools: layers of one model over unequal nodes."""
     blocks: BlockPlacement | None = None
     """Instead of pools: blocks of one model over servers far apart."""
+    cascade: PlannedCascade | None = None
+    """Instead of pools: models of growing size, each with pools of its own."""
     admission: PolicyName = "none"
     routing: PolicyName = "least-tokens"
     decode_routing: PolicyName | None = None
@@ -143,9 +170,10 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _check_kind(self) -> "Plan":
-        if sum((bool(self.pools), self.layers is not None, self.blocks is not None)) != 1:
-            raise ValueError("give one of pools, layers and blocks")
-        known = set(self.cluster.node_names) if not self.pools else set()
+        given = (self.layers, self.blocks, self.cascade)
+        if bool(self.pools) + sum(part is not None for part in given) != 1:
+            raise ValueError("give one of pools, layers, blocks and cascade")
+        known = set(self.cluster.node_names) if self.layers or self.blocks else set()
         for placed in self.placed_nodes:
             if placed.node not in known:
                 raise ValueError(f"{self.kind}.nodes: {unknown_name('node', placed.node, known)}")
@@ -154,7 +182,7 @@ class Plan(Section):
     @model_validator(mode="after")
     def _check_pools(self) -> "Plan":
         groups = {self.cluster.group_name(i): i for i in range(len(self.cluster.nodes))}
-        for pool in self.pools:
+        for pool in self.all_pools:
             if pool.nodes not in groups:
                 raise ValueError(
                     f"pool {pool.name}: no group of nodes {pool.nodes!r}; the cluster has "
@@ -167,7 +195,7 @@ class Plan(Section):
                     f"but the nodes {pool.nodes} have {group.gpu}"
                 )
         for name, index in groups.items():
-            used = sum(pool.gpus for pool in self.pools if pool.nodes == name)
+            used = sum(pool.gpus for pool in self.all_pools if pool.nodes == name)
             if used > self.cluster.nodes[index].total_gpus:
                 raise ValueError(
                     f"the pools use {used} GPUs of the nodes {name}, which have "
@@ -178,7 +206,23 @@ class Plan(Section):
     @property
     def kind(self) -> Kind:
         """What the plan places."""
+        if self.cascade:
+            return "cascade"
         return "layers" if self.layers else "blocks" if self.blocks else "pools"
+
+    @property
+    def all_pools(self) -> tuple[PlannedPool, ...]:
+        """The pools, those of a cascade's stages in order."""
+        if self.cascade is None:
+            return self.pools
+        return tuple(pool for stage in self.cascade.stages for pool in stage.pools)
+
+    def stage_plan(self, index: int) -> "Plan":
+        """Return one stage of a cascade as a plan of its own."""
+        assert self.cascade is not None
+        stage = self.cascade.stages[index]
+        changes = {"model": stage.model, "weights_dtype": stage.weights_dtype}
+        return self.model_copy(update={**changes, "pools": stage.pools, "cascade": None})
 
     @property
     def placed_nodes(self) -> tuple[NodeLayers, ...]:
@@ -207,7 +251,7 @@ class Plan(Section):
             self.cluster.nodes[self.node_group(placed.node)].gpus_per_node
             for placed in self.placed_nodes
         )
-        return of_nodes + sum(pool.gpus for pool in self.pools)
+        return of_nodes + sum(pool.gpus for pool in self.all_pools)
 
     @property
     def usd_per_hour(self) -> float:
@@ -217,12 +261,18 @@ class Plan(Section):
             for group in (self.node_group(placed.node) for placed in self.placed_nodes)
         )
         return of_nodes + sum(
-            pool.gpus * self.cluster.usd_per_gpu_hour(self.group_index(pool)) for pool in self.pools
+            pool.gpus * self.cluster.usd_per_gpu_hour(self.group_index(pool))
+            for pool in self.all_pools
         )
 
     @property
     def summary(self) -> str:
         """The pools or nodes in one line."""
+        if self.cascade is not None:
+            return " → ".join(
+                f"{stage.model}: {' + '.join(map(str, stage.pools))}"
+                for stage in self.cascade.stages
+            )
         if not self.pools:
             return f"{self.kind} over {len(self.placed_nodes)} nodes"
         return " + ".join(str(pool) for pool in self.pools)
