@@ -34,7 +34,9 @@ class Deployment:
 
     def __post_init__(self) -> None:
         if not self.roles:
-            roles: tuple[Role, ...] = ("mixed",) if len(self.engines) == 1 else ("prefill", "decode")
+            roles: tuple[Role, ...] = (
+                ("mixed",) if len(self.engines) == 1 else ("prefill", "decode")
+            )
             object.__setattr__(self, "roles", roles)
 
     @property
@@ -73,7 +75,9 @@ class Scored:
     @property
     def reached(self) -> float:
         """Share that meets the objectives: of sessions where they are what counts, or of requests."""
-        counted = "session_attainment" if "session_attainment" in self.predicted else "slo_attainment"
+        counted = (
+            "session_attainment" if "session_attainment" in self.predicted else "slo_attainment"
+        )
         return self.figure(counted)
 
     @property

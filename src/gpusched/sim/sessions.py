@@ -30,9 +30,7 @@ def sessions_met(
     counted = result.after(warmup_s)[first]
     served = ~_any(session, result.rejected, sessions)
     gaps = np.bincount(session, np.maximum(result.output_tokens - 1, 0), sessions)
-    spent_s = np.bincount(
-        session, np.nan_to_num(result.finish_s - result.first_token_s), sessions
-    )
+    spent_s = np.bincount(session, np.nan_to_num(result.finish_s - result.first_token_s), sessions)
     tpot_s = spent_s / np.maximum(gaps, 1.0)
     met = {}
     for index, (name, bounds) in enumerate(slo.classes.items()):

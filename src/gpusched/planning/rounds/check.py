@@ -39,8 +39,10 @@ def violations(spec: Spec, trace: Trace, deployment: Deployment) -> list[str]:
     for engine, role in zip(deployment.engines, deployment.roles, strict=True):
         if engine.kv_tokens < longest:
             found.append(f"a {role} worker holds {engine.kv_tokens} tokens of {longest}")
-        if role == "decode" and engine.timing.iteration_s((longest,)) > tpot_s and (
-            engine.timing.iteration_s((int(context.mean()),)) > tpot_s
+        if (
+            role == "decode"
+            and engine.timing.iteration_s((longest,)) > tpot_s
+            and (engine.timing.iteration_s((int(context.mean()),)) > tpot_s)
         ):
             found.append(f"a lone token takes longer than {tpot_s:g} s on a decode worker")
     return found

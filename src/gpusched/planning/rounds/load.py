@@ -12,9 +12,9 @@ from gpusched.traces.describe import ideal_hits
 from gpusched.traces.trace import Trace
 
 Floats = NDArray[np.float64]
-MIDDLE = (0.05, 0.95)
-"""Quantiles of the rounds' arrivals between which load is measured: sessions begin and end between
-them, while the first and last stretch of a trace are thin."""
+BUSY_SHARE = 0.25
+"""Load is that of the shortest time in which so many of the rounds arrive: a trace begins and ends
+thinly, before the first sessions are under way and while the last ones end."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RoundLoad:
     """Mean context while the answer is decoded."""
     output_tokens: Floats
     rounds_per_s: float
-    """Rounds that arrive a second, once sessions begin as often as they end."""
+    """Rounds that arrive a second in the busiest part of the trace."""
 
     @property
     def sessions(self) -> int:
@@ -104,9 +104,6 @@ def round_load(trace: Trace, timing: TimingModel) -> RoundLoad:
     served_s = prefill_s(timing, history, prompt - history)
     served_s += (output - 1.0) * timing.decode_s(1, float(prompt.mean()))
     arrival_s = _arrivals_s(trace, order, later, served_s)
-    low, high = np.quantile(arrival_s, MIDDLE)
-    share = MIDDLE[1] - MIDDLE[0]
-    span_s = high - low if high > low else max(trace.duration_s, 1.0)
     return RoundLoad(
         session=session,
         first=first,
@@ -114,8 +111,15 @@ def round_load(trace: Trace, timing: TimingModel) -> RoundLoad:
         new_tokens=prompt - history,
         context_tokens=prompt + output / 2.0,
         output_tokens=output,
-        rounds_per_s=share * len(trace) / float(span_s),
+        rounds_per_s=_busy_rate(arrival_s),
     )
+
+
+def _busy_rate(arrival_s: Floats) -> float:
+    times_s = np.sort(arrival_s)
+    count = max(int(BUSY_SHARE * len(times_s)), 1)
+    spans_s = times_s[count:] - times_s[:-count]
+    return count / max(float(spans_s.min()), 1e-3)
 
 
 def _arrivals_s(

@@ -16,10 +16,13 @@ def nested(sizes: Ints, per_node: int) -> bool:
     Such workers fit whenever their GPUs do, filled in from the largest; powers of two are such. All
     do where GPUs are linked alike (``per_node`` 0).
     """
-    if per_node == 0:
-        return True
-    chain = [*np.unique(sizes).tolist(), per_node]
-    return all(b % a == 0 for a, b in zip(chain, chain[1:], strict=False))
+    return per_node == 0 or divisible(np.append(sizes, per_node))
+
+
+def divisible(sizes: Ints) -> bool:
+    """Tell whether each size divides the next larger one."""
+    chain = np.unique(sizes)
+    return bool((chain[1:] % chain[:-1] == 0).all())
 
 
 def node_patterns(sizes: Ints, per_node: int) -> Ints:

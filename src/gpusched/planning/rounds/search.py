@@ -118,7 +118,9 @@ class RoundsSearch(Search):
         if not self.spec.workload.counts_sessions:
             predicted["attainment_of_sessions"] = by_session
             return super().measure(result, predicted)
-        counts = {name: len(next(ok for (n, _), ok in met.items() if n == name)) for name in by_session}
+        counts = {
+            name: len(next(ok for (n, _), ok in met.items() if n == name)) for name in by_session
+        }
         total = max(sum(counts.values()), 1)
         predicted["session_attainment"] = (
             sum(by_session[name] * counts[name] for name in counts) / total
@@ -167,7 +169,9 @@ class RoundsSearch(Search):
         """Return the best splits of the whole cluster and the best of each pair of kinds."""
         problem = self.problem()
         splits = best_splits(problem, self.rounds.shortlist)
-        splits += [s for s in self._pairs_of_all(problem) if s.counts not in {t.counts for t in splits}]
+        splits += [
+            s for s in self._pairs_of_all(problem) if s.counts not in {t.counts for t in splits}
+        ]
         ranked = sorted(map(self._candidate, splits), key=lambda c: (-c.expected, c.split.load))
         return ranked[: self.rounds.shortlist]
 
@@ -244,16 +248,17 @@ class RoundsSearch(Search):
         for headroom in HEADROOM:
             if headroom > whole.capacity:
                 break
-            for x, y in [*self._cheapest_pairs(problem, headroom), self._cheapest(problem, headroom)]:
+            for x, y in [
+                *self._cheapest_pairs(problem, headroom),
+                self._cheapest(problem, headroom),
+            ]:
                 if x is not None:
                     least, most = capacity_of(problem, x, y)
                     splits.setdefault((x, y), Split(x, y, least, most, whole.capacity))
         return [self._candidate(split) for split in splits.values()]
 
     def _prices(self) -> np.ndarray:
-        return np.array(
-            [self.objective(Deployment((kind.prefill,), (1,))) for kind in self.kinds]
-        )
+        return np.array([self.objective(Deployment((kind.prefill,), (1,))) for kind in self.kinds])
 
     def _cheapest(self, problem: SplitProblem, headroom: float):
         """Return the cheapest mix of workers that carries a multiple of the load."""
@@ -311,10 +316,14 @@ class RoundsSearch(Search):
         load = self.load
         return (
             f"offered load: {load.first_per_s:.3g} first and {load.later_per_s:.3g} incremental prefills "
-            f"a second, {load.decode_tokens_per_s:.4g} decoded tokens a second, from the middle 90% of "
-            "the rounds' arrivals",
+            f"a second, {load.decode_tokens_per_s:.4g} decoded tokens a second, while a quarter "
+            "of the rounds arrive fastest",
             f"{self.local_share:.1%} of incremental prefills run on decode workers "
-            + ("(given)" if self.rounds.local_share is not None else f"({self.passes} passes of simulation)"),
+            + (
+                "(given)"
+                if self.rounds.local_share is not None
+                else f"({self.passes} passes of simulation)"
+            ),
         )
 
     # ---- what is proven
@@ -330,7 +339,9 @@ class RoundsSearch(Search):
             for k, kind in enumerate(self.kinds):
                 if engine is getattr(kind, role):
                     (x if role == "prefill" else y)[k] += count
-        problem = self.problem(deployment.gpus) if len(self.spec.cluster.nodes) == 1 else self.problem()
+        problem = (
+            self.problem(deployment.gpus) if len(self.spec.cluster.nodes) == 1 else self.problem()
+        )
         least, most = capacity_of(problem, x, y)
         return Split(tuple(x), tuple(y), least, most, best_split(problem).bound)
 

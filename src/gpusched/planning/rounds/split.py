@@ -7,7 +7,9 @@ time, and with ``u`` the multiple of the offered load that both phases can carry
                  sum size (x + y) <= GPUs of each group,  x, y whole, a worker in each phase.
 
 ``Z = 1/u`` is the load of the busier phase. For a given number of GPUs each phase is an unbounded
-knapsack, so a dynamic program over GPUs is exact and needs no solver.
+knapsack. Where each size divides the next larger one, as powers of two do, its answer is a closed form
+(``Knapsack``), and the best split a search over the GPUs given to prefill; other sizes take the dynamic
+program of ``mixes``, and nodes that such workers do not fill or a floor on KV cache the integer program.
 """
 
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpusched.errors import InfeasibleError, InputError
-from gpusched.planning.rounds.nodes import nested
+from gpusched.planning.rounds.nodes import divisible, nested
 from gpusched.planning.rounds.program import split_program
 from gpusched.solve.milp import Solution
 
@@ -85,9 +87,7 @@ class SplitProblem:
     @property
     def has_structure(self) -> bool:
         """Whether counting GPUs is enough: workers always pack, and KV cache is no concern."""
-        packs = all(
-            nested(self.size[self.group == g], int(n)) for g, n in enumerate(self.per_node)
-        )
+        packs = all(nested(self.size[self.group == g], int(n)) for g, n in enumerate(self.per_node))
         return packs and self.held_tokens <= 0
 
 
@@ -115,7 +115,9 @@ class Split:
         return self.prefill, self.decode
 
 
-def capacity_of(problem: SplitProblem, prefill: ArrayLike, decode: ArrayLike) -> tuple[float, float]:
+def capacity_of(
+    problem: SplitProblem, prefill: ArrayLike, decode: ArrayLike
+) -> tuple[float, float]:
     """Return the multiples of the load that the phases carry, the lesser first."""
     pre = float(np.asarray(prefill) @ problem.prefill_speed) / problem.prefill_load
     dec = float(np.asarray(decode) @ problem.decode_speed) / problem.decode_load
@@ -125,7 +127,7 @@ def capacity_of(problem: SplitProblem, prefill: ArrayLike, decode: ArrayLike) ->
 def best_split(problem: SplitProblem) -> Split:
     """Return a split that carries the largest multiple of the load.
 
-    By dynamic programming where counting GPUs is enough, else by the integer program.
+    By knapsacks where counting GPUs is enough, else by the integer program.
 
     Raises:
         InfeasibleError: no worker of one of the phases fits beside one of the other.
@@ -172,7 +174,7 @@ def best_splits(problem: SplitProblem, count: int) -> list[Split]:
     pre = exact.speed[:, i] / problem.prefill_load
     dec = spare.speed[::-1][:, j] / problem.decode_load
     least, most = np.minimum(pre, dec).ravel(), np.maximum(pre, dec).ravel()
-    order = np.lexsort((-most, -least))[:count]
+    order = np.lexsort((-most.round(12), -least.round(12)))[:count]
     order = order[least[order] > 0]
     if not len(order):
         raise InfeasibleError(_does_not_fit(problem))
@@ -184,6 +186,50 @@ def best_splits(problem: SplitProblem, count: int) -> list[Split]:
         y = spare.workers[gpus - used, j[pair]]
         splits.append(_split(problem, x, y, best))
     return splits
+
+
+class Knapsack:
+    """The fastest workers of one phase on at most 0, 1, ... GPUs.
+
+    Where each size divides the next larger one, workers can be grouped into full blocks of the largest
+    size and a rest, so blocks of each size are worth their best content,
+    ``v_k = max(speed_k, size_k / size_(k-1) v_(k-1))``, and are filled in from the largest.
+    """
+
+    def __init__(self, size: Ints, speed: Floats, gpus: int) -> None:
+        self.kinds = len(size)
+        self.table = None if divisible(size) else mixes(size, speed, gpus, 1, spare=True)
+        if self.table is not None:
+            self.speed = self.table.speed[:, 0]
+            return
+        self.blocks: list[tuple[int, int, int]] = []
+        """Size, the kind that fills a block best, and how many of it do; the smallest first."""
+        worth: list[float] = []
+        for n in np.unique(size).tolist():
+            same = np.flatnonzero(size == n)
+            kind = int(same[np.argmax(speed[same])])
+            block = (n, kind, 1)
+            value = float(speed[kind])
+            if self.blocks and (n // self.blocks[-1][0]) * worth[-1] >= value:
+                smaller, other, many = self.blocks[-1]
+                block, value = (n, other, n // smaller * many), n // smaller * worth[-1]
+            self.blocks.append(block)
+            worth.append(value)
+        left = np.arange(gpus + 1)
+        self.speed = np.zeros(gpus + 1)
+        for (n, _, _), value in zip(self.blocks[::-1], worth[::-1], strict=True):
+            self.speed += left // n * value
+            left %= n
+
+    def workers(self, gpus: int) -> Ints:
+        """Return the workers of each kind on at most so many GPUs."""
+        if self.table is not None:
+            return self.table.workers[gpus, 0]
+        counts = np.zeros(self.kinds, np.int64)
+        for n, kind, many in self.blocks[::-1]:
+            counts[kind] += gpus // n * many
+            gpus %= n
+        return counts
 
 
 @dataclass(frozen=True)
@@ -227,7 +273,9 @@ def every_split(problem: SplitProblem) -> Iterator[tuple[Ints, Ints]]:
     gpus, size = int(problem.gpus[0]), problem.size
     phases = []
     for speed in (problem.prefill_speed, problem.decode_speed):
-        ranges = [range(gpus // int(n) + 1 if s > 0 else 1) for n, s in zip(size, speed, strict=True)]
+        ranges = [
+            range(gpus // int(n) + 1 if s > 0 else 1) for n, s in zip(size, speed, strict=True)
+        ]
         every = (np.array(mix, np.int64) for mix in product(*ranges))
         phases.append([mix for mix in every if 0 < int(mix @ size) <= gpus])
     for x in phases[0]:
@@ -246,10 +294,12 @@ def _merge_groups(problem: SplitProblem) -> Split | None:
     tables = []
     for g, gpus in enumerate(problem.gpus):
         kinds = np.flatnonzero(problem.group == g)
-        x = mixes(problem.size[kinds], problem.prefill_speed[kinds], int(gpus), 1, spare=True)
-        y = mixes(problem.size[kinds], problem.decode_speed[kinds], int(gpus), 1, spare=True)
+        x, y = (
+            Knapsack(problem.size[kinds], speed[kinds], int(gpus))
+            for speed in (problem.prefill_speed, problem.decode_speed)
+        )
         tables.append((kinds, x, y))
-        group_pre, group_dec = x.speed[:, 0], y.speed[::-1, 0]
+        group_pre, group_dec = x.speed, y.speed[::-1]
         mine = _front(group_pre, group_dec)
         if len(pre) * len(mine) > 20_000_000:
             return None
@@ -266,8 +316,8 @@ def _merge_groups(problem: SplitProblem) -> Split | None:
         raise InfeasibleError(_does_not_fit(problem))
     prefill, decode = np.zeros_like(problem.size), np.zeros_like(problem.size)
     for (kinds, x, y), used, gpus in zip(tables, chosen[best], problem.gpus, strict=True):
-        prefill[kinds] = x.workers[used, 0]
-        decode[kinds] = y.workers[gpus - used, 0]
+        prefill[kinds] = x.workers(int(used))
+        decode[kinds] = y.workers(int(gpus - used))
     return _split(problem, prefill, decode, float(least[best]))
 
 
@@ -289,6 +339,4 @@ def _does_not_fit(problem: SplitProblem) -> str:
         if not (speed > 0).any():
             return f"no kind of worker may {name}"
     held = f" that hold {problem.held_tokens:g} tokens of KV cache" if problem.held_tokens else ""
-    return (
-        f"{int(problem.gpus.sum())} GPUs are too few for a prefill worker beside decode workers{held}"
-    )
+    return f"{int(problem.gpus.sum())} GPUs are too few for a prefill worker beside decode workers{held}"

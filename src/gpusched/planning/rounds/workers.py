@@ -126,9 +126,7 @@ def _decoding(
     ``d T / b + p`` workers are busy, and a token takes ``T (1 + p b / (d T))``.
     """
     most = max(
-        min(
-            int(engine.kv_tokens / max(load.decode_context_tokens, 1.0)), spec.engine.max_num_seqs
-        ),
+        min(int(engine.kv_tokens / max(load.decode_context_tokens, 1.0)), spec.engine.max_num_seqs),
         1,
     )
     batch = np.arange(1, most + 1, dtype=np.float64)
