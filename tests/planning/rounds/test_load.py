@@ -95,10 +95,7 @@ def test_blocks_and_lengths_tell_the_same_history():
 
 @pytest.mark.parametrize("prompts", [None, [(10,), (20,)]])
 def test_traces_without_rounds_are_refused(prompts):
-    if prompts is None:
-        trace = generate("chat", 5.0, 20.0)
-    else:
-        trace = sessions(prompts, [(1,), (1,)])
+    trace = sessions(prompts, [(1,), (1,)]) if prompts else generate("chat", 5.0, 20.0)
     with pytest.raises(InputError, match="rounds"):
         round_load(trace, TIMING)
 

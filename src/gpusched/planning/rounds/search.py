@@ -6,11 +6,13 @@ them, the trace is replayed on the best, and the share of incremental prefills t
 decode workers goes back into the speeds until it settles.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from math import ceil
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpusched.domain.plan import Plan
 from gpusched.domain.slo import show_s
@@ -41,6 +43,10 @@ HEADROOM = tuple(float(u) for u in np.geomspace(1.0, 8.0, 27))
 """Multiples of the offered load that candidates are sized for, 8 % apart."""
 COLOCATED_TRIED = 2
 AMPD = "prefix-affinity"
+
+
+Counts = tuple[tuple[int, ...], tuple[int, ...]]
+"""Workers of each kind that prefill, and that decode."""
 
 
 @dataclass(frozen=True)
@@ -244,31 +250,29 @@ class RoundsSearch(Search):
         whole = best_split(problem)
         if whole.capacity < 1.0:
             raise InfeasibleError(_too_small(self.spec, problem, whole, self.load))
-        splits: dict[tuple[tuple[int, ...], tuple[int, ...]], Split] = {whole.counts: whole}
+        splits: dict[Counts, Split] = {whole.counts: whole}
         for headroom in HEADROOM:
             if headroom > whole.capacity:
                 break
-            for x, y in [
-                *self._cheapest_pairs(problem, headroom),
-                self._cheapest(problem, headroom),
-            ]:
-                if x is not None:
-                    least, most = capacity_of(problem, x, y)
-                    splits.setdefault((x, y), Split(x, y, least, most, whole.capacity))
+            for x, y in chain(
+                self._cheapest(problem, headroom), self._cheapest_pairs(problem, headroom)
+            ):
+                least, most = capacity_of(problem, x, y)
+                splits.setdefault((x, y), Split(x, y, least, most, whole.capacity))
         return [self._candidate(split) for split in splits.values()]
 
-    def _prices(self) -> np.ndarray:
+    def _prices(self) -> NDArray[np.float64]:
         return np.array([self.objective(Deployment((kind.prefill,), (1,))) for kind in self.kinds])
 
-    def _cheapest(self, problem: SplitProblem, headroom: float):
-        """Return the cheapest mix of workers that carries a multiple of the load."""
+    def _cheapest(self, problem: SplitProblem, headroom: float) -> Iterator[Counts]:
+        """Yield the cheapest mix of workers that carries a multiple of the load."""
         program, prefill, decode = cheapest_program(problem, self._prices(), headroom)
         values = program.solve(time_limit_s=2.0).values
-        if not len(values):
-            return None, None
-        return tuple(tuple(np.rint(values[v]).astype(int).tolist()) for v in (prefill, decode))
+        if len(values):
+            x, y = (np.rint(values[v]).astype(np.int64) for v in (prefill, decode))
+            yield tuple(x.tolist()), tuple(y.tolist())
 
-    def _cheapest_pairs(self, problem: SplitProblem, headroom: float):
+    def _cheapest_pairs(self, problem: SplitProblem, headroom: float) -> Iterator[Counts]:
         """Yield for each pair of kinds the fewest workers that carry a multiple of the load."""
         for p, d in self._pairs():
             x, y = np.zeros(len(self.kinds), np.int64), np.zeros(len(self.kinds), np.int64)

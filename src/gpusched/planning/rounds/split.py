@@ -224,7 +224,7 @@ class Knapsack:
     def workers(self, gpus: int) -> Ints:
         """Return the workers of each kind on at most so many GPUs."""
         if self.table is not None:
-            return self.table.workers[gpus, 0]
+            return np.asarray(self.table.workers[gpus, 0])
         counts = np.zeros(self.kinds, np.int64)
         for n, kind, many in self.blocks[::-1]:
             counts[kind] += gpus // n * many
