@@ -17,7 +17,7 @@ class Rounds(Section):
     every round for itself."""
     local_share: float | None = Field(default=None, ge=0, le=1)
     """Share of incremental prefills computed on decode workers; found by simulation if not given."""
-    shortlist: int = Field(default=20, ge=1, le=1000)
+    shortlist: int = Field(default=48, ge=1, le=1000)
     """Splits to simulate at most."""
 
 
