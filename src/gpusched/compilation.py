@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -91,6 +92,30 @@ def _inner(function: Function, *, forceinline: bool) -> Function:
         options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled: Function = njit(forceinline=forceinline, **options)(function)
     return compiled
+
+
+def kernel_where(part: str, otherwise: Function) -> Callable[[Function], Function]:
+    """Compile a function of the simulator's state in two forms: as it stands where the state has this
+    part, and as ``otherwise`` where the part is None.
+
+    A branch on ``s.part is None`` would have both sides compiled, and the part's fields must then
+    have types even where there are none.
+    """
+
+    def decorate(function: Function) -> Function:
+        def call(s: Any, *arguments: Any) -> Any:
+            return (otherwise if getattr(s, part) is None else function)(s, *arguments)
+
+        options = {"forceinline": True, "error_model": "numpy", "nogil": True, "_nrt": False}
+
+        @overload(call, strict=False, jit_options=options)
+        def choose(s: Any, *arguments: Any) -> Any:
+            absent = isinstance(s.types[s.fields.index(part)], types.NoneType)
+            return otherwise if absent else function
+
+        return call  # type: ignore[return-value]
+
+    return decorate
 
 
 def entry_kernel(function: Function) -> Function:

@@ -109,6 +109,10 @@ class Certificate(Section):
     """Feasible configurations."""
     simulated: int
     """Simulations run."""
+    load: float | None = None
+    """With rounds: share of its capacity that the busier phase uses (Z)."""
+    load_bound: float | None = None
+    """No split of as many GPUs has a lower load."""
 
 
 class Alternative(Section):

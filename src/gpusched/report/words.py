@@ -14,13 +14,15 @@ def headline(plan: Plan) -> str:
     figures = plan.predicted
     if not figures:
         return f"{pools}, {plan.gpus} GPUs at ${plan.usd_per_hour:,.2f} an hour."
-    share = figures["slo_attainment"]
+    share, what = figures["slo_attainment"], "requests"
+    if "session_attainment" in figures:
+        share, what = figures["session_attainment"], "sessions"
     asked = max(slo.attainment for slo in plan.slo.classes.values())
     verb = "meet" if share >= min(s.attainment for s in plan.slo.classes.values()) else "miss"
     if verb == "meet":
-        ending = f"meet the objectives for {share:.2%} of requests"
+        ending = f"meet the objectives for {share:.2%} of {what}"
     else:
-        ending = f"meet the objectives for only {share:.2%} of requests, {asked:.4g} asked"
+        ending = f"meet the objectives for only {share:.2%} of {what}, {asked:.4g} asked"
     return f"{pools}: {plan.gpus} GPUs at ${plan.usd_per_hour:,.2f} an hour {ending}."
 
 
@@ -49,6 +51,8 @@ def milliseconds(seconds: float | None) -> str:
 def figure_lines(plan: Plan, figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the other figures with their units."""
     yield "requests", f"{figures['completed']:,} of {figures['requests']:,} completed"
+    if "session_attainment" in figures:
+        yield "sessions in time", f"{figures['session_attainment']:.2%}"
     yield "SLO attainment", f"{figures['slo_attainment']:.2%}"
     if plan.slo.only is None:
         for name, share in figures["slo_attainment_by_class"].items():
@@ -83,4 +87,9 @@ def certainty(certificate: Certificate) -> str:
     )
     if certificate.bound > 0:
         text += f"; least work alone needs {certificate.bound:.4g} {certificate.unit}"
+    if certificate.load is not None and certificate.load_bound is not None:
+        text += (
+            f"; the busier phase uses {certificate.load:.1%} of its capacity, no split of as many GPUs "
+            f"less than {certificate.load_bound:.1%}"
+        )
     return text

@@ -12,6 +12,7 @@ from gpusched.policies.admission.policy import (
 )
 from gpusched.policies.batching.discipline import CHUNKED, GROUPED, OPEN, STATIC, discipline
 from gpusched.policies.batching.order import FCFS
+from gpusched.policies.routing.choice import PER_ROUND
 from gpusched.policies.routing.policy import RoutingPolicy, routing_policy
 from gpusched.timing.compiled import CompiledTiming
 
@@ -68,6 +69,11 @@ class Pool:
             )
         chosen = discipline(self.batching)
         plain = chosen.gate == OPEN and not chosen.preemptive and chosen.forming != STATIC
+        if chosen.window and self.role != "prefill":
+            raise InputError(
+                f"pool {self.name}: {chosen.name} batching orders prompts on prefill replicas, and this "
+                f"pool's role is {self.role}; choose vllm, or prefill and decode pools"
+            )
         if self.role == "prefill" and not plain:
             raise InputError(
                 f"pool {self.name}: prefill replicas cannot use {self.batching} batching; choose a "
@@ -142,7 +148,16 @@ class Fleet:
                     f"pool {pool.name}: {pool.batching} batching keeps a batch or group together and "
                     "cannot hand requests to a decode pool; choose a policy such as vllm or mc-sf"
                 )
-        *_, admission = self.policies
+        routing, decode_routing, admission = self.policies
+        if PER_ROUND in (routing.kind, decode_routing.kind):
+            self._check_rounds(roles, routing, decode_routing, admission)
+        by_deadline = [p.name for p in self.pools if discipline(p.batching).window]
+        coupled = [p.name for p in self.pools if p.data_parallel > 1]
+        if by_deadline and (coupled or admission.kind in (STAGGERED, GATED)):
+            other = f"admission {admission.name}" if not coupled else "data-parallel units"
+            raise InputError(
+                f"pool {by_deadline[0]}: on-time batching does not go with {other}; choose vllm"
+            )
         for pool in self.pools:
             chosen = discipline(pool.batching)
             held = chosen.order != FCFS or chosen.gate != OPEN or chosen.forming == STATIC
@@ -150,6 +165,35 @@ class Fleet:
                 raise InputError(
                     f"pool {pool.name}: admission {admission.name} holds requests before the engines "
                     f"and cannot go with {pool.batching} batching; choose vllm or prefill-first"
+                )
+
+    def _check_rounds(
+        self,
+        roles: set[Role],
+        routing: RoutingPolicy,
+        decode_routing: RoutingPolicy,
+        admission: AdmissionPolicy,
+    ) -> None:
+        if roles != {"prefill", "decode"}:
+            raise InputError(
+                f"routing: {routing.name} places the rounds of sessions on prefill and decode pools; "
+                "the fleet has " + " and ".join(sorted(roles)) + " ones"
+            )
+        if routing.kind != PER_ROUND or self.decode_routing not in (None, self.routing):
+            raise InputError(
+                f"decode_routing: {decode_routing.name} does not go with routing {routing.name}: a "
+                "policy that places rounds also binds each session to a decode replica; leave "
+                "decode_routing out"
+            )
+        if admission.name != "none":
+            raise InputError(
+                f"admission: {admission.name} does not go with routing {routing.name}; choose none"
+            )
+        for pool in self.pools:
+            if pool.data_parallel > 1:
+                raise InputError(
+                    f"pool {pool.name}: data-parallel units, which step together, cannot take rounds "
+                    f"placed by {routing.name}; set data_parallel_size to 1"
                 )
 
     @property
