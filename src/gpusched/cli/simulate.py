@@ -64,9 +64,15 @@ def simulate(
     if routing is not None:
         values["routing"] = routing
     if batching is not None:
-        for pool in values["pools"]:
+        stages = values.get("cascade", {}).get("stages", [values])
+        for pool in (pool for stage in stages for pool in stage["pools"]):
             pool["engine"]["batching"] = batching
     plan = plan_from(values, origin="command line")
+    if plan.kind == "cascade":
+        from gpusched.cli.cascade import simulate_cascade_plan
+
+        simulate_cascade_plan(plan, report=report, seed=seed, as_json=as_json)
+        return
     requests = load_workload(plan.workload, plan.slo, seed=seed)
     progress = Progress()
     users = plan.workload.users

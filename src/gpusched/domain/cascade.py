@@ -8,7 +8,7 @@ from gpusched.domain.catalog import load_model
 from gpusched.domain.document import Section
 from gpusched.errors import InputError
 
-Latency = Literal["slowest", "whole-way"]
+Latency = Literal["whole-wait", "mean", "slowest"]
 Dtype = Literal["bf16", "fp8", "int8", "mxfp4", "nvfp4", "int4"]
 
 
@@ -38,10 +38,11 @@ class Cascade(Section):
     """Table of judge scores, a row a sampled request and a column a model, small to large."""
     quality: float
     """Least mean score of the accepted answers."""
-    latency: Latency = "whole-way"
-    """What is made small: the mean over a request's way, or the slowest model's alone."""
+    latency: Latency = "whole-wait"
+    """What is made small: a quantile of a user's wait over all models asked, its mean, or the
+    quantile of the slowest model alone (the published objective)."""
     quantile: float = Field(default=0.95, gt=0, lt=1)
-    """Of a model's latency, where ``latency`` is ``slowest``."""
+    """Of the wait or of a model's latency."""
     judge_s: float = Field(default=0.0, ge=0, le=1e4)
     """Time to judge an answer."""
     thresholds_per_stage: int = Field(default=16, ge=2, le=200)

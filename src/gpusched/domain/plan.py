@@ -79,6 +79,19 @@ class PlannedStage(Section):
     """Share of the requests that come here."""
 
 
+class CascadeChoice(Section):
+    """A point of the front of latency against quality."""
+
+    models: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    gpus: tuple[int, ...]
+    """Of each model asked."""
+    quality: float
+    latency_s: float
+    """By the tables of single models."""
+    chosen: bool = False
+
+
 class PlannedCascade(Section):
     """Models in the order they are asked."""
 
@@ -90,6 +103,8 @@ class PlannedCascade(Section):
     judge_s: float = Field(default=0.0, ge=0, le=1e4)
     quality: float
     """Mean score of the accepted answers."""
+    front: tuple[CascadeChoice, ...] = ()
+    """Choices that no other beats, from fast to good."""
 
 
 class Certificate(Section):

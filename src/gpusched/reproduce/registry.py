@@ -26,6 +26,11 @@ PAPERS = {
         "wait",
     ),
     "sbs": Paper("Staggered batch scheduling", "2512.16134", "sbs"),
+    "cascadia": Paper(
+        "Cascadia: an efficient cascade serving system for large language models",
+        "2506.04203",
+        "cascadia",
+    ),
     "gate-and-route": Paper(
         "Joint admission and routing of prefill and decode (Gate-and-Route)",
         "2602.02987",

@@ -16,6 +16,7 @@ from gpusched.domain.slo import SloClasses
 from gpusched.errors import InputError
 from gpusched.sim.deploy import fleet_for
 from gpusched.sim.fleet import Fleet
+from gpusched.sim.gaps import GapHistogram
 from gpusched.sim.metrics import attainments, met_slo, metrics
 from gpusched.sim.result import SimulationResult, spread
 from gpusched.sim.simulate import simulate
@@ -166,9 +167,19 @@ def cascade_metrics(plan: Plan, result: CascadeResult, slo: SloClasses) -> dict[
         "warnings": list(dict.fromkeys(w for s in stages for w in s["warnings"])),
         "timing_error": max(s["timing_error"] for s in stages),
     }
+    tokens = int(result.output_tokens[done].sum())
+    values["requests_per_wall_s"] = len(result.arrival_s) / max(
+        sum(stage.wall_s for stage in result.stages), 1e-9
+    )
+    values["itl_s"] = _joint_gaps(result.stages).spread()
+    values["kv_utilization_peak"] = max(s["kv_utilization_peak"] for s in stages)
+    values["prefix_hit_rate"] = 0.0
     hours = max(ends) / 3600.0
     values["gpu_hours"] = plan.gpus * hours
     values["cost_usd"] = plan.usd_per_hour * hours
+    values["usd_per_million_output_tokens"] = (
+        plan.usd_per_hour * hours / tokens * 1e6 if tokens else None
+    )
     for name in (
         "iterations", "preemptions", "energy_kwh", "carbon_kg", "carbon_operational_kg",
         "carbon_embodied_kg",
@@ -189,6 +200,12 @@ def cascade_metrics(plan: Plan, result: CascadeResult, slo: SloClasses) -> dict[
         )
     ]
     return values
+
+
+def _joint_gaps(stages: Sequence[SimulationResult]) -> GapHistogram:
+    counts = np.sum([stage.gaps.counts for stage in stages], axis=0)
+    total_s = sum(stage.gaps.total_s for stage in stages)
+    return GapHistogram(counts, total_s, max(stage.gaps.max_s for stage in stages))
 
 
 def _as_one(result: CascadeResult) -> SimulationResult:

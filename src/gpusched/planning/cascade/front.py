@@ -1,7 +1,8 @@
 """Thresholds and GPUs together: the whole front of latency against quality, and the point asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from gpusched.errors import InfeasibleError
 from gpusched.planning.cascade.allocation import Allocation
 from gpusched.planning.cascade.escalation import (
+    Escalation,
     candidate_thresholds,
     checked_scores,
     escalate,
@@ -24,8 +26,12 @@ Inner = Callable[[Floats], Allocation]
 class CascadePoint:
     """One choice of thresholds with its best allocation."""
 
+    models: tuple[int, ...]
+    """Models asked, in order; the others get no request."""
     thresholds: tuple[float, ...]
+    """Of the models asked but the last."""
     reach: tuple[float, ...]
+    """Share of the requests at each of all models."""
     quality: float
     allocation: Allocation
 
@@ -79,21 +85,25 @@ def cascade_front(
     scores: ArrayLike,
     inner: Inner,
     *,
-    thresholds: ArrayLike | None = None,
+    chains: Sequence[Sequence[int]] | None = None,
     per_stage: int = 24,
 ) -> CascadeFront:
-    """Return the front of latency against quality over threshold vectors.
+    """Return the front of latency against quality over chains of models and threshold vectors.
 
-    The objective is piecewise constant in the thresholds, so they are enumerated; vectors that send
-    more requests anywhere for no better quality are left out before any allocation is solved.
+    ``chains`` are the models that may be asked one after another, every part of the cascade if not
+    given. The objective is piecewise constant in the thresholds, so they are enumerated; vectors
+    that send more requests anywhere for no better quality are left out before any allocation is
+    solved.
 
     Raises:
         InfeasibleError: no vector has an allocation; the last reason.
         InputError: the scores are no table of numbers.
     """
     table = checked_scores(scores)
-    grid = candidate_thresholds(table, per_stage) if thresholds is None else thresholds
-    found = escalate(table, grid)
+    every = range(table.shape[1])
+    if chains is None:
+        chains = [chain for size in every for chain in combinations(every, size + 1)]
+    models, found = _all_chains(table, chains, per_stage)
     rows = undominated(found)
     points, reason = [], InfeasibleError("cascade: no thresholds to try")
     known: dict[tuple[float, ...], Allocation] = {}
@@ -105,19 +115,41 @@ def cascade_front(
             except InfeasibleError as error:
                 reason = error
                 continue
-        points.append(
-            CascadePoint(
-                tuple(float(h) for h in found.thresholds[row]),
-                shares,
-                float(found.quality[row]),
-                known[shares],
-            )
-        )
+        chain = models[row]
+        thresholds = tuple(float(h) for h in found.thresholds[row][: len(chain) - 1])
+        quality = float(found.quality[row])
+        points.append(CascadePoint(chain, thresholds, shares, quality, known[shares]))
     if not points:
         raise reason
-    points.sort(key=lambda point: (point.allocation.value_s, -point.quality))
+    return front_from(points, len(found.quality), len(known))
+
+
+def front_from(points: Sequence[CascadePoint], tried: int, solved: int) -> CascadeFront:
+    """Return the points that no other beats, from fast to good."""
     front: list[CascadePoint] = []
-    for point in points:
+    for point in sorted(points, key=lambda point: (point.allocation.value_s, -point.quality)):
         if not front or point.quality > front[-1].quality + 1e-12:
             front.append(point)
-    return CascadeFront(tuple(front), len(found.quality), len(known))
+    return CascadeFront(tuple(front), tried, solved)
+
+
+def _all_chains(
+    table: Floats, chains: Sequence[Sequence[int]], per_stage: int
+) -> tuple[list[tuple[int, ...]], Escalation]:
+    """Return the threshold vectors of all chains, with reach over all models."""
+    models: list[tuple[int, ...]] = []
+    thresholds, reach, quality = [], [], []
+    for chain in chains:
+        own = table[:, list(chain)]
+        found = escalate(own, candidate_thresholds(own, per_stage))
+        models += [tuple(chain)] * len(found.quality)
+        wide = np.zeros((len(found.quality), table.shape[1]))
+        wide[:, list(chain)] = found.reach
+        padded = np.full((len(found.quality), table.shape[1] - 1), np.nan)
+        padded[:, : len(chain) - 1] = found.thresholds
+        thresholds.append(padded)
+        reach.append(wide)
+        quality.append(found.quality)
+    return models, Escalation(
+        np.concatenate(thresholds), np.concatenate(reach), np.concatenate(quality)
+    )
