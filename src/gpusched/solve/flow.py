@@ -81,7 +81,8 @@ def push_flow(at, arcs, to, residual, source, sink, least, level, queue, next_ar
                     last += 1
         if level[sink] < 0:
             return total
-        next_arc[:] = at[:-1]
+        for vertex in range(len(level)):
+            next_arc[vertex] = at[vertex]
         depth, u = 0, source
         while True:
             if u == sink:
