@@ -48,11 +48,11 @@ def candidates(
         return flow
 
     many_regions = len(set(network.machines.regions)) > 1
-    free = 0.0
+    least = 1.0
     for deepest, flow, placement in stage_candidates(network):
         real = add(f"stages, at most {deepest}" if deepest else "stages", placement)
-        free = max(free, real / flow)
-    if many_regions and free < LINK_LIMITS:
+        least = min(least, real / flow)
+    if many_regions and least < LINK_LIMITS:
         for name, placement in region_candidates(network):
             add(name, placement)
     add("SWARM", baselines.swarm(network))
