@@ -2,6 +2,7 @@
 
 import math
 
+from gpusched.sim.pipelines.kernel import settle
 from gpusched.sim.pipelines.lists import schedule
 from gpusched.sim.pipelines.state import NONE, State
 
@@ -13,6 +14,7 @@ def stop_node(state: State, node: int, now_s: float) -> None:
     """
     jobs, edges, nodes, requests = state.jobs, state.edges, state.nodes, state.requests
     g = state.g[0]
+    settle(state, now_s)
     again = []
     for job in range(len(jobs)):
         j = jobs[job]
