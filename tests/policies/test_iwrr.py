@@ -126,7 +126,7 @@ def test_random_and_shortest_queue_use_open_edges_evenly():
 
 def test_policies_by_name():
     assert pipeline_routing("iwrr+kv_high_water=0.85").kv_high_water == 0.85
-    with pytest.raises(InputError, match="unknown pipeline routing policy 'iwr'.*iwrr"):
+    with pytest.raises(InputError, match=r"unknown pipeline routing policy 'iwr'.*iwrr"):
         pipeline_routing("iwr")
-    with pytest.raises(InputError, match="kv_high_water must be a number from 0.01 to 1"):
+    with pytest.raises(InputError, match=r"kv_high_water must be a number from 0\.01 to 1"):
         pipeline_routing("iwrr+kv_high_water=2")

@@ -95,7 +95,7 @@ class Reference:
         self.up = placement.count > 0
         for change in sorted(changes, key=lambda c: -c.time_s):
             self.up[change.node] = not change.up
-        self.connect(flows)
+        self._connect(flows)
 
         size = len(trace)
         self.arrival_s = np.full(size, np.nan)
@@ -112,16 +112,16 @@ class Reference:
         self.events: list[Any] = []
         self.counter = itertools.count()
         for change in changes:
-            self.at(change.time_s, n + 4, self.change, change)
+            self._at(change.time_s, n + 4, self._change, change)
         if setting.offline is None:
             for time_s in trace.arrival_s:
-                self.at(float(time_s), n + 2, self.arrive)
+                self._at(float(time_s), n + 2, self._arrive)
         else:
             for i in range(min(setting.offline.initial, size)):
                 self.issued += 1
-                self.at(i * 0.1, n + 2, self.arrive)
+                self._at(i * 0.1, n + 2, self._arrive)
 
-    def at(self, time_s: float, rank: int, action: Callable[..., None], *arguments: Any) -> None:
+    def _at(self, time_s: float, rank: int, action: Callable[..., None], *arguments: Any) -> None:
         """Plan an event. At one instant nodes receive (rank 0), then act in order (1 + node), then
         the front collects, takes arrivals and admits, then nodes fail or join."""
         heapq.heappush(self.events, (time_s, rank, next(self.counter), action, arguments))
@@ -135,7 +135,7 @@ class Reference:
 
     # Topology
 
-    def connect(self, flows: Floats) -> None:
+    def _connect(self, flows: Floats) -> None:
         use = without_dead_ends(self.possible, self.up)
         iwrr_used = self.setting.routing.kind == iwrr.IWRR
         if iwrr_used:
@@ -162,13 +162,13 @@ class Reference:
         self.use = use
         caps = self.setting.limits.prompt_tokens
         self.longest_prompt = max(
-            (int(c) for c in np.unique(caps) if self.reaches(use, caps >= c)), default=0
+            (int(c) for c in np.unique(caps) if self._reaches(use, caps >= c)), default=0
         )
 
-    def reaches(self, use: NDArray[np.bool_], allowed: NDArray[np.bool_]) -> bool:
+    def _reaches(self, use: NDArray[np.bool_], allowed: NDArray[np.bool_]) -> bool:
         return bool(without_dead_ends(use, allowed)[self.n].any())
 
-    def change(self, now_s: float, change: NodeChange) -> None:
+    def _change(self, now_s: float, change: NodeChange) -> None:
         self.up = self.up.copy()
         self.up[change.node] = change.up
         if not change.up:
@@ -176,7 +176,7 @@ class Reference:
             for job in hit:
                 job.live = False
                 for hop, edge in enumerate(job.hops):
-                    node, layers = edge[1], self.layers_of(edge)
+                    node, layers = edge[1], self._layers_of(edge)
                     if node < self.n:
                         cached = job.context + (job.tokens if hop < job.started else 0)
                         self.nodes[node].used -= cached * layers
@@ -191,38 +191,38 @@ class Reference:
             failed.epoch += 1
             failed.used = failed.reserved = 0.0
         new = self.solve_flows(self.up) if self.solve_flows is not None else self.flows
-        self.connect(new)
-        self.admit(now_s)
+        self._connect(new)
+        self._admit(now_s)
 
-    def layers_of(self, edge: Hop) -> int:
+    def _layers_of(self, edge: Hop) -> int:
         u, v = edge
         return 0 if v == self.n else int(self.end[v] - self.end[u])
 
     # The front
 
-    def arrive(self, now_s: float) -> None:
+    def _arrive(self, now_s: float) -> None:
         self.arrival_s[self.arrived] = now_s
         self.waiting.append(self.arrived)
         self.arrived += 1
-        self.at(now_s, self.n + 3, self.admit)
+        self._at(now_s, self.n + 3, self._admit)
 
-    def issue(self, now_s: float) -> None:
+    def _issue(self, now_s: float) -> None:
         offline = self.setting.offline
         if offline is not None and self.issued < len(self.trace):
             self.issued += 1
-            self.at(now_s + offline.delay_s, self.n + 2, self.arrive)
+            self._at(now_s + offline.delay_s, self.n + 2, self._arrive)
 
-    def feed(self, now_s: float, finished: bool) -> None:
+    def _feed(self, now_s: float, finished: bool) -> None:
         offline = self.setting.offline
         if offline is None or self.waiting:
             return
         if offline.high_water is None:
             if finished:
-                self.issue(now_s)
-        elif self.usage() <= offline.high_water:
-            self.issue(now_s)
+                self._issue(now_s)
+        elif self._usage() <= offline.high_water:
+            self._issue(now_s)
 
-    def usage(self) -> float:
+    def _usage(self) -> float:
         shares = []
         for layer in range(self.setting.machines.layers):
             holders = [
@@ -234,7 +234,7 @@ class Reference:
             shares.append(1 - free / total if total else 0.0)
         return max(shares)
 
-    def admit(self, now_s: float) -> None:
+    def _admit(self, now_s: float) -> None:
         while self.waiting:
             request = self.waiting[0]
             tokens = int(self.trace.prompt_tokens[request] + self.produced[request])
@@ -243,43 +243,43 @@ class Reference:
                 tokens + self.setting.routing.output_share * self.setting.mean_output_tokens
             )
             drop = self.setting.offline is not None and self.setting.offline.drop
-            if tokens <= self.longest_prompt and self.route(job, now_s):
+            if tokens <= self.longest_prompt and self._route(job, now_s):
                 self.waiting.pop(0)
                 self.jobs.append(job)
                 self.dispatched_s[request] = now_s
-                self.send(job, now_s)
+                self._send(job, now_s)
             elif tokens <= self.longest_prompt and self.jobs and not drop:
                 return
             else:
                 self.waiting.pop(0)
                 self.rejected[request] = True
                 if not drop:
-                    self.issue(now_s)
+                    self._issue(now_s)
 
-    def route(self, job: Job, now_s: float) -> bool:
+    def _route(self, job: Job, now_s: float) -> bool:
         if self.setting.routing.kind != iwrr.IWRR:
-            if self.choose(job, self.n, job.tokens, self.setting.routing.mask_kv, now_s):
-                self.reserve(job, job.hops[0])
+            if self._choose(job, self.n, job.tokens, self.setting.routing.mask_kv, now_s):
+                self._reserve(job, job.hops[0])
                 return True
             return False
         before = dict(self.load)
         place = self.n
         while True:
-            if not self.choose(job, place, job.tokens, self.setting.routing.mask_kv, now_s):
+            if not self._choose(job, place, job.tokens, self.setting.routing.mask_kv, now_s):
                 self.load = before
                 return False
             place = job.hops[-1][1]
             if place == self.n:
                 break
         for hop in job.hops:
-            self.reserve(job, hop)
+            self._reserve(job, hop)
         return True
 
-    def reserve(self, job: Job, hop: Hop) -> None:
+    def _reserve(self, job: Job, hop: Hop) -> None:
         if hop[1] < self.n:
-            self.nodes[hop[1]].reserved += job.expected * self.layers_of(hop)
+            self.nodes[hop[1]].reserved += job.expected * self._layers_of(hop)
 
-    def choose(self, job: Job, u: int, tokens: int, mask_kv: bool, now_s: float) -> bool:
+    def _choose(self, job: Job, u: int, tokens: int, mask_kv: bool, now_s: float) -> bool:
         """Append the next hop to a job's route, if a place has one."""
         routing = self.setting.routing
         open_ = []
@@ -308,7 +308,7 @@ class Reference:
             )
         else:
             if open_ and routing.kind == iwrr.SHORTEST_QUEUE:
-                lengths = {e: self.queue_length(e[1]) for e in open_}
+                lengths = {e: self._queue_length(e[1]) for e in open_}
                 open_ = [e for e in open_ if lengths[e] == min(lengths.values())]
             self.turn += 1
             flags = np.ones(len(open_), np.bool_)
@@ -319,12 +319,12 @@ class Reference:
         job.hops.append(best)
         return True
 
-    def queue_length(self, v: int) -> int:
+    def _queue_length(self, v: int) -> int:
         return len(self.nodes[v].queues[int(self.first[v])]) if v < self.n else 0
 
     # Links
 
-    def send(self, job: Job, now_s: float) -> None:
+    def _send(self, job: Job, now_s: float) -> None:
         u, v = edge = job.hops[job.at]
         machines = self.setting.machines
         size = machines.token_bytes + (0 if self.n in edge else machines.activation_bytes)
@@ -332,24 +332,24 @@ class Reference:
         self.free_s[edge] = job.sent_s + job.tokens * size / self.bytes_per_s[edge]
         arrival_s = self.free_s[edge] + float(machines.latency_s[u, v])
         if v == self.n:
-            self.at(arrival_s, self.n + 1, self.collect, job)
+            self._at(arrival_s, self.n + 1, self._collect, job)
         else:
-            self.at(arrival_s, 0, self.receive, v, job)
+            self._at(arrival_s, 0, self._receive, v, job)
 
-    def receive(self, now_s: float, v: int, job: Job) -> None:
+    def _receive(self, now_s: float, v: int, job: Job) -> None:
         if not job.live:
             return
         node = self.nodes[v]
         u = job.hops[job.at][0]
         node.queues[int(self.end[u]) if u < self.n else 0].append(job)
         node.copied_tokens += job.tokens
-        self.at(now_s, 1 + v, self.wake, v)
+        self._at(now_s, 1 + v, self._wake, v)
 
-    def wake(self, now_s: float, v: int) -> None:
+    def _wake(self, now_s: float, v: int) -> None:
         if not self.nodes[v].busy:
-            self.start(now_s, v)
+            self._start(now_s, v)
 
-    def collect(self, now_s: float, job: Job) -> None:
+    def _collect(self, now_s: float, job: Job) -> None:
         if not job.live:
             return
         request, offline_first = job.request, job.prompt
@@ -367,23 +367,23 @@ class Reference:
             self.jobs.remove(job)
             for hop in job.hops:
                 if hop[1] < self.n:
-                    self.nodes[hop[1]].used -= job.context * self.layers_of(hop)
-                    self.nodes[hop[1]].reserved -= job.expected * self.layers_of(hop)
-            self.feed(now_s, True)
-            self.at(now_s, self.n + 3, self.admit)
+                    self.nodes[hop[1]].used -= job.context * self._layers_of(hop)
+                    self.nodes[hop[1]].reserved -= job.expected * self._layers_of(hop)
+            self._feed(now_s, True)
+            self._at(now_s, self.n + 3, self._admit)
             return
         job.prompt, job.tokens, job.at, job.started, job.issued_s = False, 1, 0, 0, now_s
         if self.setting.routing.kind == iwrr.IWRR:
             for hop in job.hops:
                 if self.weight[hop] > 0:
                     self.load[hop] += 1 / self.weight[hop]
-        self.send(job, now_s)
+        self._send(job, now_s)
         if offline_first:
-            self.feed(now_s, False)
+            self._feed(now_s, False)
 
     # Nodes
 
-    def start(self, now_s: float, v: int) -> None:
+    def _start(self, now_s: float, v: int) -> None:
         """Form a batch at the next layer, in cyclic order, where jobs wait."""
         node, limits = self.nodes[v], self.setting.limits
         entries = list(node.queues)
@@ -416,7 +416,7 @@ class Reference:
             return
         for job in batch:
             if layer == (self.end[job.hops[job.at][0]] if job.hops[job.at][0] < self.n else 0):
-                node.used += job.tokens * self.layers_of(job.hops[job.at])
+                node.used += job.tokens * self._layers_of(job.hops[job.at])
                 job.started = job.at + 1
         later = [e for e in entries if e > layer]
         layers = (later[0] if later else int(self.end[v])) - layer
@@ -433,9 +433,9 @@ class Reference:
         node.layer, node.batch, node.busy = layer, batch, True
         node.iterations += 1
         node.peak = max(node.peak, node.used)
-        self.at(now_s + duration_s, 1 + v, self.finish, v, node.epoch)
+        self._at(now_s + duration_s, 1 + v, self._finish, v, node.epoch)
 
-    def finish(self, now_s: float, v: int, epoch: int) -> None:
+    def _finish(self, now_s: float, v: int, epoch: int) -> None:
         node = self.nodes[v]
         if epoch != node.epoch:
             return
@@ -455,8 +455,8 @@ class Reference:
             job.at += 1
             if job.at == len(job.hops):
                 masked = self.setting.routing.mask_kv
-                if not self.choose(job, v, job.tokens, masked, now_s):
-                    self.choose(job, v, 0, False, now_s)
-                self.reserve(job, job.hops[-1])
-            self.send(job, now_s)
-        self.start(now_s, v)
+                if not self._choose(job, v, job.tokens, masked, now_s):
+                    self._choose(job, v, 0, False, now_s)
+                self._reserve(job, job.hops[-1])
+            self._send(job, now_s)
+        self._start(now_s, v)
