@@ -329,7 +329,7 @@ class Reference:
         machines = self.setting.machines
         size = machines.token_bytes + (0 if self.n in edge else machines.activation_bytes)
         job.sent_s = max(now_s, self.free_s.get(edge, 0.0))
-        self.free_s[edge] = job.sent_s + job.tokens * size / self.bytes_per_s[edge]
+        self.free_s[edge] = job.sent_s + job.tokens * (size / self.bytes_per_s[edge])
         arrival_s = self.free_s[edge] + float(machines.latency_s[u, v])
         if v == self.n:
             self._at(arrival_s, self.n + 1, self._collect, job)
