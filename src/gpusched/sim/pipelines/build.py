@@ -209,7 +209,8 @@ def _edges_and_queues(
     edges["layers"] = np.where(to == n, 0, end[to] - entry)
     edges["latency_s"] = machines.latency_s[origin, to]
     edges_at = np.searchsorted(origin, np.arange(n + 2)).astype(np.int64)
-    first_queue, lengths = [0], []
+    first_queue: list[int] = [0]
+    lengths: list[int] = []
     for node in range(n):
         starts = np.unique(np.append(entry[to == node], placement.first[node]))
         for edge in np.flatnonzero(to == node):
