@@ -107,7 +107,8 @@ def place_layers(
     if rank == "flow":
         trials = [judge.trial(found[0])]
     else:
-        trials = judge.search(found, begun + time_limit_s, progress)
+        judge.trial(found[0])  # compiles the simulator, if it must
+        trials = judge.search(found, perf_counter() + time_limit_s, progress)
     chosen = max(trials, key=lambda trial: trial.score)
     numbers = np.bincount(machines.kind_of, minlength=len(machines.kinds))
     largest = max(largest, *(trial.candidate.tokens_per_s for trial in trials))
@@ -258,9 +259,7 @@ def layer_placement(network: Network, placement: Placement, flows: Floats) -> La
     order = used[np.lexsort((used, placement.first[used]))]
     return LayerPlacement(
         nodes=tuple(
-            NodeLayers(
-                node=names[i], first=int(placement.first[i]), layers=int(placement.count[i])
-            )
+            NodeLayers(node=names[i], first=int(placement.first[i]), layers=int(placement.count[i]))
             for i in order
         ),
         flows=tuple(
