@@ -39,10 +39,6 @@ def simulate(
     from gpusched.cli.progress import Progress
     from gpusched.domain.plan import Plan, plan_document, plan_from, read_spec_or_plan
     from gpusched.domain.spec import Spec
-    from gpusched.sim.deploy import fleet_for
-    from gpusched.sim.metrics import metrics
-    from gpusched.sim.simulate import ClosedLoop
-    from gpusched.sim.simulate import simulate as run
     from gpusched.traces.workload import load_workload
 
     given = read_spec_or_plan(document)
@@ -62,10 +58,10 @@ def simulate(
     if admission is not None:
         values["admission"] = admission
     if routing is not None:
-        values["routing"] = routing
+        (values["layers"] if plan.kind == "layers" else values)["routing"] = routing
     if batching is not None:
         stages = values.get("cascade", {}).get("stages", [values])
-        for pool in (pool for stage in stages for pool in stage["pools"]):
+        for pool in (pool for stage in stages for pool in stage.get("pools", ())):
             pool["engine"]["batching"] = batching
     plan = plan_from(values, origin="command line")
     if plan.kind == "cascade":
@@ -74,6 +70,17 @@ def simulate(
         simulate_cascade_plan(plan, report=report, seed=seed, as_json=as_json)
         return
     requests = load_workload(plan.workload, plan.slo, seed=seed)
+    if plan.kind == "layers":
+        from gpusched.cli.simulate_layers import simulate_layers
+
+        given_up = {"--admission": admission, "--batching": batching, "--report": report}
+        simulate_layers(plan, requests, given_up, seed=seed, as_json=as_json)
+        return
+    from gpusched.sim.deploy import fleet_for
+    from gpusched.sim.metrics import metrics
+    from gpusched.sim.simulate import ClosedLoop
+    from gpusched.sim.simulate import simulate as run
+
     progress = Progress()
     users = plan.workload.users
     result = run(

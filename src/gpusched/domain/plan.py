@@ -128,6 +128,10 @@ class Certificate(Section):
     """With rounds: share of its capacity that the busier phase uses (Z)."""
     load_bound: float | None = None
     """No split of as many GPUs has a lower load."""
+    largest_found: float | None = None
+    """Largest value of any candidate, where the plan is not chosen by it alone."""
+    limits: tuple[str, ...] = ()
+    """What the plan's value is limited by: nodes and links of a minimum cut."""
 
 
 class Alternative(Section):

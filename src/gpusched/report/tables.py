@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from gpusched.domain.plan import Alternative, Plan
-from gpusched.report.words import certainty, figure_lines, headline, latency_rows
+from gpusched.report.words import certainty, figure_lines, headline, latency_rows, pipeline_lines
 
 PLAIN_WIDTH = 120
 
@@ -49,6 +49,34 @@ def show_metrics(plan: Plan, figures: Mapping[str, Any], console: Console | None
     console.print(table)
     for name, value in figure_lines(plan, figures):
         console.print(f"  {name:24s} {value}", highlight=False)
+    for line in figures["warnings"]:
+        console.print(f"[yellow]warning[/yellow] {line}")
+
+
+def show_pipelines(figures: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the figures of a simulation of pipelines, and what each node did."""
+    console = console or terminal()
+    table = Table(title="latency, ms", title_justify="left")
+    table.add_column("")
+    for name in ("mean", "p50", "p90", "p95", "p99", "max"):
+        table.add_column(name, justify="right")
+    for name, values in latency_rows(figures):
+        table.add_row(name, *values)
+    console.print(table)
+    for name, text in pipeline_lines(figures):
+        console.print(f"  {name:24s} {text}", highlight=False)
+    nodes = Table(title="nodes", title_justify="left")
+    for name in ("node", "busy", "mean batch", "mean wait, ms", "KV cache peak"):
+        nodes.add_column(name, justify="right" if name != "node" else "left")
+    for node in figures["nodes"]:
+        nodes.add_row(
+            node["name"],
+            f"{node['utilization']:.0%}",
+            f"{node['mean_batch']:.1f}",
+            f"{node['mean_wait_s'] * 1e3:.1f}",
+            f"{node['kv_utilization_peak']:.0%}",
+        )
+    console.print(nodes)
     for line in figures["warnings"]:
         console.print(f"[yellow]warning[/yellow] {line}")
 

@@ -79,6 +79,21 @@ def figure_lines(plan: Plan, figures: Mapping[str, Any]) -> Iterator[tuple[str, 
     )
 
 
+def pipeline_lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the figures of pipelines with their units."""
+    yield "requests", f"{figures['completed']:,} of {figures['requests']:,} completed"
+    yield "SLO attainment", f"{figures['slo_attainment']:.2%}"
+    yield "goodput", f"{figures['goodput_rps']:.3f} requests/s"
+    yield "output", f"{figures['output_tokens_per_s']:,.0f} tokens/s"
+    yield "prompts", f"{figures['prompt_tokens_per_s']:,.0f} tokens/s"
+    yield "cost", f"${figures['cost_usd']:,.2f} ({figures['gpu_hours']:.2f} GPU-hours)"
+    yield "energy", f"{figures['energy_kwh']:.2f} kWh"
+    yield "carbon", f"{figures['carbon_kg']:.2f} kg CO2e"
+    yield "batches", f"{figures['iterations']:,}"
+    simulated = f"{figures['simulated_s']:,.0f} s in {figures['wall_s']:.2f} s"
+    yield "simulated", simulated
+
+
 def certainty(certificate: Certificate) -> str:
     """Return how the answer was found and what no deployment can beat."""
     text = (

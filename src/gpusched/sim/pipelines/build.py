@@ -119,7 +119,7 @@ def build(setting: Setting, trace: Trace) -> State:
     return State(
         g=g, nodes=nodes, queues=queues, jobs=jobs, routes=routes, edges=edges, edges_at=edges_at,
         usable=np.zeros(m, np.bool_), open_=np.zeros(m, np.bool_), weight=np.zeros(m),
-        load=np.zeros(m), old_load=np.zeros(n + 1), mean_s=np.full(m, routing.initial_s),
+        step=np.zeros(m), load=np.zeros(m), old_load=np.zeros(n + 1), mean_s=np.full(m, routing.initial_s),
         priority=np.full(m, routing.initial_s), length=np.zeros(m), requests=requests,
         due_s=np.zeros(len(trace) if offline else 1),
         prompt_s=_layer_times(machines.kinds, "prompt", table),
@@ -155,10 +155,16 @@ def connect(state: State, setting: Setting, up: Flags, flows: Floats | None) -> 
             own = slice(state.edges_at[place], state.edges_at[place + 1])
             state.load[own] = carried_loads(state.load[own], state.weight[own], weight[own])
     state.weight[:] = weight
+    state.step[:] = 0.0
+    np.divide(1.0, weight, out=state.step, where=weight > 0)
     state.usable[:] = use[origin, to]
     shares = link_shares(machines, use, flows if weighted else None)[origin, to]
-    known = state.edges["bytes_per_s"] > 0
-    state.edges["bytes_per_s"] = np.where(state.usable | ~known, shares, state.edges["bytes_per_s"])
+    of_front = (origin == n) | (to == n)
+    size = machines.token_bytes + np.where(of_front, 0.0, machines.activation_bytes)
+    known = state.edges["s_per_token"] > 0
+    state.edges["s_per_token"] = np.where(
+        state.usable | ~known, size / shares, state.edges["s_per_token"]
+    )
     state.nodes["up"][:n] = up & (setting.placement.count > 0)
     state.g["longest_prompt"] = _longest_prompt(state, use)
 
@@ -201,13 +207,10 @@ def _edges_and_queues(
     edges = np.zeros(len(origin), records.EDGE)
     edges["origin"], edges["to"] = origin, to
     edges["layers"] = np.where(to == n, 0, end[to] - entry)
-    of_front = (origin == n) | (to == n)
-    edges["bytes_per_token"] = machines.token_bytes + np.where(
-        of_front, 0.0, machines.activation_bytes
-    )
     edges["latency_s"] = machines.latency_s[origin, to]
     edges_at = np.searchsorted(origin, np.arange(n + 2)).astype(np.int64)
-    first_queue, lengths = [0], []
+    first_queue: list[int] = [0]
+    lengths: list[int] = []
     for node in range(n):
         starts = np.unique(np.append(entry[to == node], placement.first[node]))
         for edge in np.flatnonzero(to == node):

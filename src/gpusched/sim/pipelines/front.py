@@ -168,13 +168,11 @@ def collect(s, job, now_s):
     j.prompt = 0
     j.tokens = 1
     j.hop = 0
-    j.started = 0
     j.issued_s = now_s
     if g.policy == IWRR:
         for hop in range(j.hops):
             edge = s.routes[job, hop]
-            if s.weight[edge] > 0.0:
-                s.load[edge] += 1.0 / s.weight[edge]
+            s.load[edge] += s.step[edge]
     send(s, job, s.routes[job, 0], now_s)
     if first:
         feed(s, now_s, False)

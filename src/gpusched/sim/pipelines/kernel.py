@@ -9,7 +9,7 @@ import math
 
 from gpusched.compilation import entry_kernel
 from gpusched.sim.pipelines.front import admit_waiting, front_event, front_next_s
-from gpusched.sim.pipelines.lists import schedule
+from gpusched.sim.pipelines.lists import drain, schedule
 from gpusched.sim.pipelines.node import node_event
 from gpusched.sim.pipelines.state import DONE, NEEDS_JOBS, REACHED
 
@@ -38,3 +38,10 @@ def run(s, until_s):
         else:
             node_event(s, place, now_s)
     return NEEDS_JOBS
+
+
+@entry_kernel
+def settle(s, now_s):
+    """Queue every job that has reached its node."""
+    for node in range(len(s.nodes) - 1):
+        drain(s, node, now_s)

@@ -31,9 +31,8 @@ def send(s, job, edge, now_s):
     """Put a job on a link behind what the link still has to send."""
     j, e = s.jobs[job], s.edges[edge]
     start_s = max(now_s, e.free_s)
-    free_s = start_s + j.tokens * e.bytes_per_token / e.bytes_per_s
+    free_s = start_s + j.tokens * e.s_per_token
     e.free_s = free_s
-    e.tokens += j.tokens
     j.sent_s = start_s
     ready_s = free_s + e.latency_s
     j.ready_s = ready_s

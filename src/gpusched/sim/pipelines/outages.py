@@ -1,7 +1,12 @@
 """A node fails: requests on it start again."""
 
 import math
+from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.sim.pipelines.kernel import settle
 from gpusched.sim.pipelines.lists import schedule
 from gpusched.sim.pipelines.state import NONE, State
 
@@ -13,6 +18,8 @@ def stop_node(state: State, node: int, now_s: float) -> None:
     """
     jobs, edges, nodes, requests = state.jobs, state.edges, state.nodes, state.requests
     g = state.g[0]
+    settle(state, now_s)
+    begun = _begun(state)
     again = []
     for job in range(len(jobs)):
         j = jobs[job]
@@ -22,7 +29,7 @@ def stop_node(state: State, node: int, now_s: float) -> None:
         j["live"] = 0
         for hop, edge in enumerate(route):
             e = edges[edge]
-            cached = j["context"] + (j["tokens"] if hop < j["started"] else 0)
+            cached = j["context"] + (j["tokens"] if hop < j["hop"] + begun[job] else 0)
             nodes["kv_used"][e["to"]] -= int(cached) * int(e["layers"])
             nodes["kv_reserved"][e["to"]] -= int(j["expected"]) * int(e["layers"])
         again.append(int(j["request"]))
@@ -45,12 +52,9 @@ def _empty(state: State, node: int, now_s: float) -> None:
             queues[field][queue] = NONE
         queues["length"][queue] = 0
     for head in heads:
-        job = int(head)
-        while job >= 0:
-            follower = int(state.jobs["next"][job])
+        for job in _chain(state, head):
             state.jobs["next"][job] = state.g["free_job"][0]
             state.g["free_job"] = job
-            job = follower
     for field in ("way_head", "way_tail", "batch_head", "batch_tail"):
         n[field] = NONE
     if math.isfinite(n["finish_s"]):
@@ -59,3 +63,26 @@ def _empty(state: State, node: int, now_s: float) -> None:
     n["copied_tokens"] = 0
     n["kv_used"] = n["kv_reserved"] = 0.0
     schedule.py_func(state, node, math.inf)  # type: ignore[attr-defined]
+
+
+def _begun(state: State) -> NDArray[np.bool_]:
+    """Tell which jobs are in a batch or between two segments of a node: their KV cache there is
+    taken."""
+    begun = np.zeros(len(state.jobs), np.bool_)
+    for node in state.nodes:
+        for job in _chain(state, node["batch_head"]):
+            begun[job] = True
+        for queue in range(node["queue"], node["queue"] + node["segments"]):
+            for phase in ("prompt", "decode"):
+                for job in _chain(state, state.queues[f"{phase}_head"][queue]):
+                    edge = state.routes[job, state.jobs["hop"][job]]
+                    begun[job] = state.edges["queue"][edge] != queue
+    return begun
+
+
+def _chain(state: State, head: int) -> Iterator[int]:
+    job = int(head)
+    while job >= 0:
+        following = int(state.jobs["next"][job])
+        yield job
+        job = following

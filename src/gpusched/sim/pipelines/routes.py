@@ -129,6 +129,5 @@ def dispatch(s, request, job, now_s):
     j.expected = expected
     j.hop = 0
     j.hops = hops
-    j.started = 0
     j.issued_s = now_s
     return True

@@ -24,8 +24,6 @@ from gpusched.traces.trace import Trace
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-PROGRESS_PARTS = 100
-
 
 @dataclass(frozen=True, slots=True)
 class NodeChange:
@@ -77,6 +75,11 @@ def simulate_pipelines(
     Raises:
         InputError: shapes that do not fit, layers that no node holds, or flows that reach no end.
     """
+    if trace.think_s is not None:
+        raise InputError(
+            f"{trace.name}: has sessions whose later rounds wait for answers, which pipelines do not "
+            "simulate; give a trace with arrival times only"
+        )
     policy = pipeline_routing(routing) if isinstance(routing, str) else routing
     _check(machines, placement, flows, changes)
     setting = Setting(

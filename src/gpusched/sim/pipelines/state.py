@@ -75,16 +75,16 @@ JOB = np.dtype(
         ("next", "i4"),
         ("previous", "i4"),
         ("request", "i4"),
-        ("hop", "i4"),  # in its route: the edge it takes or took last
-        ("hops", "i4"),  # edges of the route known so far
-        ("started", "i4"),  # nodes that have begun this iteration
         ("tokens", "i4"),  # of this iteration
         ("context", "i4"),  # tokens cached before this iteration
         ("expected", "i4"),  # tokens that the router reserves
-        ("prompt", "i4"),  # whether this iteration is one
-        ("live", "i4"),
+        ("hop", "i2"),  # in its route: the edge it takes or took last
+        ("hops", "i2"),  # edges of the route known so far
+        ("prompt", "i2"),  # whether this iteration is one
+        ("live", "i2"),
     ]
 )
+"""One cache line."""
 
 EDGE = np.dtype(
     [
@@ -92,11 +92,9 @@ EDGE = np.dtype(
         ("to", "i4"),
         ("queue", "i4"),  # at the node it leads to
         ("layers", "i4"),  # that run there
-        ("bytes_per_token", "f8"),
-        ("bytes_per_s", "f8"),
+        ("s_per_token", "f8"),
         ("latency_s", "f8"),
         ("free_s", "f8"),  # end of the last transmission
-        ("tokens", "i8"),
     ]
 )
 
@@ -172,6 +170,8 @@ class State(NamedTuple):
     usable: NDArray[np.bool_]
     open_: NDArray[np.bool_]
     weight: NDArray[np.float64]
+    step: NDArray[np.float64]
+    """Load of one token: 1 / weight, or 0 without weight."""
     load: NDArray[np.float64]
     old_load: NDArray[np.float64]
     """Loads before the route that is being chosen, shape (n + 1,)."""
