@@ -75,6 +75,8 @@ class PipelineResult:
     """Tokens/s given, first ones included, shape (bins,)."""
     wall_s: float
     """Time the kernel took, compilation excluded."""
+    processor_s: float
+    """The same, without the time that other programs had the processor."""
 
     @property
     def window_s(self) -> float:
