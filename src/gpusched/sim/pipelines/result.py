@@ -42,7 +42,7 @@ class PipelineResult:
 
     arrival_s: Floats
     dispatched_s: Floats
-    """When the request got its (last) pipeline."""
+    """When the request first got a pipeline."""
     first_token_s: Floats
     finish_s: Floats
     prompt_tokens: NDArray[np.int32]
