@@ -84,6 +84,10 @@ class Certificate(Section):
     """Feasible configurations."""
     simulated: int
     """Simulations run."""
+    largest_found: float | None = None
+    """Largest value of any candidate, where the plan is not chosen by it alone."""
+    limits: tuple[str, ...] = ()
+    """What the plan's value is limited by: nodes and links of a minimum cut."""
 
 
 class Alternative(Section):

@@ -103,15 +103,17 @@ def solve_flow(
     # node i enters at i and leaves at n + i; the front is source 2n and sink 2n + 1
     tails = np.concatenate((np.arange(n), np.where(origin == n, 2 * n, n + origin)))
     heads = np.concatenate((n + np.arange(n), np.where(to == n, 2 * n + 1, to)))
-    capacities = np.concatenate((rates, network.links[origin, to]))
+    # more than all nodes together never limits
+    links = np.minimum(network.links[origin, to], rates.sum())
+    capacities = np.concatenate((rates, links))
     found = max_flow(2 * n + 2, tails, heads, capacities, source=2 * n, sink=2 * n + 1)
     flows = np.zeros((n + 1, n + 1))
     flows[origin, to] = found.flow[n:]
     crossing = found.source_side[tails] & ~found.source_side[heads]
-    links = [(int(i), int(j)) for i, j in zip(origin[crossing[n:]], to[crossing[n:]], strict=True)]
+    cut_links = [(int(i), int(j)) for i, j in zip(origin[crossing[n:]], to[crossing[n:]], strict=True)]
     return Flow(
         found.value, flows, tuple(map(int, np.flatnonzero(crossing[:n] & (placement.count > 0)))),
-        tuple(links), float(capacities[crossing].sum()),
+        tuple(cut_links), float(capacities[crossing].sum()),
     )  # fmt: skip
 
 

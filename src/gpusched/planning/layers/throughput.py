@@ -94,15 +94,18 @@ def _tokens_per_s(
     own_s = k / rates[kind]
     share = own_s / (own_s + others_s)
     room = int(KV_SHARE * profile.kv_tokens[k - 1])
-    running = room / (workload.prompt_tokens + workload.output_tokens) * share
+    requests = room / (workload.prompt_tokens + workload.output_tokens)
+    if requests < 1:
+        return 0.0
+    # less than one request at a time: the machine works that share of the time
+    busy = min(requests * share, 1.0)
+    running = max(requests * share, 1.0)
     decodes = round(running)
     prompts = running / workload.output_tokens
     prompt_tokens = round(workload.prompt_tokens * prompts)
     if prompts > 1:
         prompts, prompt_tokens = 1.0, round(workload.prompt_tokens)
         decodes = round(workload.output_tokens)
-    if prompts <= 0:
-        return 0.0
     steps = 1 / prompts
     batch_s = profile.prompt_s(int(prompt_tokens * steps)) + steps * profile.decode_s(decodes)
-    return steps * (prompt_tokens + decodes) / (k * batch_s) if batch_s > 0 else 0.0
+    return busy * steps * (prompt_tokens + decodes) / (k * batch_s)

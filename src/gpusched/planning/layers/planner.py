@@ -1,0 +1,407 @@
+"""From a spec to a plan that lays one model's layers over unequal nodes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.domain.placement import FRONT, Flow, LayerPlacement, NodeLayers
+from gpusched.domain.plan import Alternative, Certificate, Plan, Provenance
+from gpusched.domain.spec import Spec
+from gpusched.errors import InfeasibleError
+from gpusched.planning.layers.bounds import Bound, upper_bound
+from gpusched.planning.layers.candidates import Candidate, candidates
+from gpusched.planning.layers.check import check_placement
+from gpusched.planning.layers.flow import Network, network_of, solve_flow
+from gpusched.planning.layers.improve import improve
+from gpusched.planning.layers.spread import spread_flow
+from gpusched.planning.layers.throughput import Workload, throughput
+from gpusched.sim.pipelines.deploy import plan_machines, plan_metrics, simulate_plan
+from gpusched.sim.pipelines.result import PipelineResult
+from gpusched.timing.machines import Machines, Placement
+from gpusched.traces.trace import Trace
+from gpusched.traces.workload import load_workload
+
+Floats = NDArray[np.float64]
+
+Rank = Literal["simulation", "flow"]
+
+RANKED_REQUESTS = 1000
+"""Requests of the trace on which placements are compared."""
+FINALISTS = 3
+"""Placements that local search starts from."""
+LATENCY_WEIGHT = 0.1
+"""Of short answers against requests that meet their objectives."""
+SMALLEST_FLOW = 1e-6
+MOST_ALTERNATIVES = 12
+
+
+@dataclass(frozen=True)
+class LayerAnswer:
+    """A plan, the simulation it rests on, and the front of candidates."""
+
+    plan: Plan
+    result: PipelineResult
+    machines: Machines
+    placement: Placement
+    flows: Floats
+    trials: tuple["Trial", ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A placement and what its simulation gave."""
+
+    candidate: Candidate
+    flows: Floats
+    figures: dict[str, Any]
+    score: float
+
+    @property
+    def depth(self) -> int:
+        """Stages: distinct first layers."""
+        placement = self.candidate.placement
+        return len(np.unique(placement.first[placement.count > 0]))
+
+
+def place_layers(
+    spec: Spec,
+    *,
+    seed: int = 0,
+    time_limit_s: float = 30.0,
+    rank: Rank = "simulation",
+    progress: Callable[[str], None] = lambda message: None,
+) -> LayerAnswer:
+    """Return the best placement found for a spec and how far from the best possible its flow is.
+
+    Placements from deep to shallow are simulated on the spec's traffic and the best is improved by
+    local search, each change simulated, until the time is up; ``rank="flow"`` goes by the maximum
+    flow alone.
+
+    Raises:
+        InputError: the workload cannot be read.
+        InfeasibleError: no placement serves a token; says what prevents it.
+    """
+    begun = perf_counter()
+    trace = load_workload(spec.workload, spec.slo, seed=seed)
+    draft = _draft(spec)
+    machines = merged(plan_machines(draft, trace))
+    tables = throughput(
+        machines, Workload(float(trace.prompt_tokens.mean()), float(trace.output_tokens.mean()))
+    )
+    network = network_of(machines, tables)
+    check_feasible(network, spec.model)
+    found = candidates(network, seed=seed, progress=progress)
+    found = [c for c in found if c.tokens_per_s > SMALLEST_FLOW]
+    if not found:
+        raise InfeasibleError(
+            f"no placement of the {machines.layers} layers found that carries a flow over these "
+            "links; raise the bandwidth of network.links that are 0, or add nodes"
+        )
+    judge = Judge(draft, network, trace, seed)
+    largest = found[0].tokens_per_s
+    if rank == "flow":
+        trials = [judge.trial(found[0])]
+    else:
+        trials = judge.search(found, begun + time_limit_s, progress)
+    chosen = max(trials, key=lambda trial: trial.score)
+    numbers = np.bincount(machines.kind_of, minlength=len(machines.kinds))
+    largest = max(largest, *(trial.candidate.tokens_per_s for trial in trials))
+    bound = upper_bound(tables, numbers, machines.layers, lower=largest)
+    progress("simulating the whole trace")
+    plan = judge.plan_of(chosen.candidate, chosen.flows)
+    result = simulate_plan(plan, trace, seed=seed)
+    figures = plan_metrics(plan, trace, result)
+    plan = plan.model_copy(
+        update={
+            "predicted": figures,
+            "certificate": _certificate(
+                network, chosen, bound, largest, len(found), judge.simulated,
+                perf_counter() - begun, rank,
+            ),
+            "pareto": _front(judge, trials, chosen),
+            "assumptions": _assumptions(machines, spec),
+            "warnings": tuple(figures["warnings"]) + _shortfalls(spec, figures),
+            "provenance": Provenance(version=version("gpusched"), seed=seed),
+        }
+    )  # fmt: skip
+    return LayerAnswer(
+        plan, result, machines, chosen.candidate.placement, chosen.flows, tuple(trials)
+    )
+
+
+class Judge:
+    """Simulates placements on the first requests of a trace."""
+
+    def __init__(self, draft: Plan, network: Network, trace: Trace, seed: int) -> None:
+        self.draft, self.network, self.seed = draft, network, seed
+        self.trace = trace.take(np.arange(min(RANKED_REQUESTS, len(trace))))
+        self.simulated = 0
+
+    def plan_of(self, candidate: Candidate, flows: Floats) -> Plan:
+        """Return the draft with a placement and its flows."""
+        placed = layer_placement(self.network, candidate.placement, flows)
+        placed = placed.model_copy(update={"partial_inference": candidate.partial_inference})
+        return self.draft.model_copy(update={"layers": placed})
+
+    def trial(self, candidate: Candidate) -> Trial:
+        """Simulate a placement and score it: the share of requests that meet their objectives, then
+        how soon answers end."""
+        _, flows = spread_flow(
+            self.network, candidate.placement, partial_inference=candidate.partial_inference
+        )
+        plan = self.plan_of(candidate, flows)
+        result = simulate_plan(plan, self.trace, seed=self.seed)
+        figures = plan_metrics(plan, self.trace, result)
+        self.simulated += 1
+        mean_s = figures["e2e_s"]["mean"] if figures["completed"] else np.inf
+        served = figures["completed"] / max(figures["requests"], 1)
+        prompt = LATENCY_WEIGHT * served / (1 + mean_s / 60)
+        return Trial(candidate, flows, figures, figures["slo_attainment"] + prompt)
+
+    def search(
+        self, found: list[Candidate], until: float, progress: Callable[[str], None]
+    ) -> list[Trial]:
+        """Simulate all candidates, then climb from the best ones until the time is up."""
+        trials: list[Trial] = []
+        for candidate in found:
+            if trials and perf_counter() > until:
+                break
+            trials.append(self.trial(candidate))
+            progress(f"{len(trials)} of {len(found)} placements simulated")
+        starts = sorted(trials, key=lambda trial: -trial.score)[:FINALISTS]
+        for turn, start in enumerate(starts):
+            left = (until - perf_counter()) / (len(starts) - turn)
+            if left <= 0 or start.candidate.partial_inference:
+                continue
+            best = start
+
+            def score(placement: Placement) -> float:
+                nonlocal best
+                flow = solve_flow(self.network, placement).tokens_per_s
+                if flow <= 0:
+                    return -np.inf
+                trial = self.trial(Candidate(f"improved: {start.candidate.name}", placement, flow))
+                best = trial if trial.score > best.score else best
+                progress(f"local search, {self.simulated} placements simulated")
+                return trial.score
+
+            improve(
+                self.network, start.candidate.placement, score,
+                seed=self.seed + turn, time_limit_s=left,
+            )  # fmt: skip
+            if best is not start:
+                trials.append(best)
+        return trials
+
+
+def merged(machines: Machines) -> Machines:
+    """Return machines with equal kinds made one."""
+    kinds = list({id(kind): kind for kind in machines.kinds}.values())
+    index = {id(kind): i for i, kind in enumerate(kinds)}
+    of = np.array([index[id(kind)] for kind in machines.kinds], np.int64)
+    return replace(machines, kinds=tuple(kinds), kind_of=of[machines.kind_of])
+
+
+def check_feasible(network: Network, model: str) -> None:
+    """Check that the nodes hold the model and that links reach enough of them.
+
+    Raises:
+        InfeasibleError: names the nodes and what they lack.
+    """
+    machines, n = network.machines, network.n
+    layers, most = machines.layers, np.minimum(network.most, network.machines.layers)
+    if most.sum() < layers:
+        by_kind = ", ".join(
+            f"{int((machines.kind_of == kind).sum())} of {profile.kind} hold "
+            f"{min(profile.most_layers, layers)} each"
+            for kind, profile in enumerate(machines.kinds)
+        )
+        raise InfeasibleError(
+            f"memory: {model} has {layers} layers, and the nodes hold {int(most.sum())} at most "
+            f"beside their KV cache ({by_kind}); add nodes, or choose a smaller weights_dtype"
+        )
+    linked = network.links > 0
+    reached = _reach(linked, n)[:n] & _reach(linked.T, n)[:n]
+    if most[reached].sum() >= layers:
+        return
+    lost = [name for name, ok in zip(machines.names, reached, strict=True) if not ok]
+    inside = [name for name, ok in zip(machines.names, reached, strict=True) if ok]
+    shown = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
+    raise InfeasibleError(
+        f"links: no link that carries anything joins {shown} to the front and the "
+        f"{len(inside)} nodes on its side, which hold {int(most[reached].sum())} of the {layers} "
+        f"layers of {model}; raise network.links or network.regions_gbps above 0 there"
+    )
+
+
+def _reach(linked: NDArray[np.bool_], start: int) -> NDArray[np.bool_]:
+    seen = np.zeros(len(linked), np.bool_)
+    seen[start] = True
+    todo = [start]
+    while todo:
+        new = linked[todo.pop()] & ~seen
+        seen |= new
+        todo += np.flatnonzero(new).tolist()
+    return seen
+
+
+def layer_placement(network: Network, placement: Placement, flows: Floats) -> LayerPlacement:
+    """Return a placement as a plan's section."""
+    names = [*network.machines.names, FRONT]
+    origin, to = np.nonzero(flows > SMALLEST_FLOW * max(float(flows.max()), 1e-12))
+    used = np.flatnonzero(placement.count)
+    order = used[np.lexsort((used, placement.first[used]))]
+    return LayerPlacement(
+        nodes=tuple(
+            NodeLayers(
+                node=names[i], first=int(placement.first[i]), layers=int(placement.count[i])
+            )
+            for i in order
+        ),
+        flows=tuple(
+            Flow(ends=(names[i], names[j]), tokens_per_s=round(float(flows[i, j]), 6))
+            for i, j in zip(origin, to, strict=True)
+        ),
+    )
+
+
+def verify(network: Network, candidate: Candidate) -> list[str]:
+    """Return what the independent check finds wrong with a candidate's flow and cut."""
+    names = [*network.machines.names, FRONT]
+    placement = candidate.placement
+    flow = solve_flow(network, placement, partial_inference=candidate.partial_inference)
+    used = np.flatnonzero(placement.count)
+    rates = network.rates(placement.count)
+    return check_placement(
+        layers=network.machines.layers,
+        held={names[i]: (int(placement.first[i]), int(placement.count[i])) for i in used},
+        rates={names[i]: float(rates[i]) for i in used},
+        capacities={
+            (names[i], names[j]): float(network.links[i, j])
+            for i in [*used, network.n]
+            for j in [*used, network.n]
+            if i != j
+        },
+        flows={
+            (names[i], names[j]): float(flow.flows[i, j])
+            for i, j in zip(*np.nonzero(flow.flows > 0), strict=True)
+        },
+        front=FRONT,
+        partial_inference=candidate.partial_inference,
+        cut=[
+            *(names[i] for i in flow.cut_nodes),
+            *((names[i], names[j]) for i, j in flow.cut_links),
+        ],
+    )
+
+
+def _draft(spec: Spec) -> Plan:
+    """A plan without a placement; the planner fills it in."""
+    return Plan.model_construct(
+        gpusched="plan/1", model=spec.model, weights_dtype=spec.dtype,
+        kv_cache_dtype=spec.kv_cache_dtype, cluster=spec.cluster, pools=(), layers=None,
+        blocks=None, workload=spec.workload, slo=spec.slo, objective=spec.objective,
+        timing=spec.timing,
+    )  # fmt: skip
+
+
+def _certificate(
+    network: Network, chosen: Trial, bound: Bound, largest: float, count: int, simulated: int,
+    seconds: float, rank: Rank,
+) -> Certificate:  # fmt: skip
+    wrong = verify(network, chosen.candidate)
+    if wrong:
+        raise AssertionError("; ".join(wrong))
+    names = [*network.machines.names, FRONT]
+    flow = solve_flow(
+        network, chosen.candidate.placement,
+        partial_inference=chosen.candidate.partial_inference,
+    )  # fmt: skip
+    limits = [names[i] for i in flow.cut_nodes]
+    limits += [f"{names[i]} to {names[j]}" for i, j in flow.cut_links]
+    value = flow.tokens_per_s
+    how = "largest flow" if rank == "flow" else "simulation, local search"
+    return Certificate(
+        objective="goodput",
+        value=value,
+        bound=max(bound.tokens_per_s, value),
+        unit="tokens per second",
+        gap=max(bound.tokens_per_s - value, 0.0) / max(value, 1e-12),
+        solver=f"stages by integer programs, chosen by {how}; bound by {bound.name}",
+        seconds=seconds,
+        candidates=count,
+        simulated=simulated,
+        largest_found=largest,
+        limits=tuple(limits),
+    )
+
+
+def _front(judge: Judge, trials: list[Trial], chosen: Trial) -> tuple[Alternative, ...]:
+    """The trials that no other beats in flow, attainment and latency, the chosen one among them."""
+
+    def merits(trial: Trial) -> Floats:
+        slow = trial.figures["tpot_s"]["p95"] if trial.figures["completed"] else np.inf
+        return np.array(
+            [trial.candidate.tokens_per_s, trial.figures["slo_attainment"], -(slow or 0.0)]
+        )
+
+    every = [merits(trial) for trial in trials]
+    kept = [
+        trial
+        for trial, mine in zip(trials, every, strict=True)
+        if trial is chosen
+        or not any((other >= mine).all() and (other > mine).any() for other in every)
+    ]
+    kept.sort(key=lambda trial: -trial.candidate.tokens_per_s)
+    return tuple(_alternative(judge, trial, trial is chosen) for trial in kept[:MOST_ALTERNATIVES])
+
+
+def _alternative(judge: Judge, trial: Trial, chosen: bool) -> Alternative:
+    plan = judge.plan_of(trial.candidate, trial.flows)
+    figures = trial.figures
+    tpot = figures["tpot_s"]["p95"] if figures["completed"] else float("inf")
+    misses = _shortfalls_of(judge.draft.slo.classes, figures)
+    return Alternative(
+        summary=f"{trial.candidate.name}: {trial.depth} stages, "
+        f"{trial.candidate.tokens_per_s:,.0f} tokens/s of flow, TPOT p95 {tpot * 1e3:,.0f} ms",
+        gpus=plan.gpus,
+        usd_per_hour=plan.usd_per_hour,
+        kg_per_hour=figures["carbon_kg"] / max(figures["simulated_s"], 1e-9) * 3600.0,
+        attainment=figures["slo_attainment"],
+        goodput_rps=figures["goodput_rps"],
+        feasible=not misses,
+        binding=misses[0] if misses else None,
+        chosen=chosen,
+    )
+
+
+def _shortfalls(spec: Spec, figures: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(
+        f"the best placement found misses the objectives: {line}; lower the load, loosen the "
+        "bounds or add nodes"
+        for line in _shortfalls_of(spec.slo.classes, figures)
+    )
+
+
+def _shortfalls_of(classes: Any, figures: dict[str, Any]) -> list[str]:
+    shares = figures["slo_attainment_by_class"]
+    return [
+        f"{name}: {shares[name]:.1%} of requests meet the bounds, {slo.attainment:.1%} asked"
+        for name, slo in classes.items()
+        if name in shares and shares[name] < slo.attainment
+    ]
+
+
+def _assumptions(machines: Machines, spec: Spec) -> tuple[str, ...]:
+    return (
+        "every node of the cluster may be used, and its GPUs split each layer between them",
+        f"layers count as alike; activations take {machines.activation_bytes:,.0f} bytes a token "
+        "between nodes",
+        "a node's tokens/s hold for the mix of prompts and answers of this traffic",
+        "no placement does better than the bound, whatever the links",
+    )
