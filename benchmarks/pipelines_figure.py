@@ -1,6 +1,6 @@
 """Draw the picture of docs/pipelines.md: a node fails and comes back, requests and load over time.
 
-python benchmarks/pipelines_figure.py [--rate 0.55] [-o docs/pipelines.svg]
+python benchmarks/pipelines_figure.py [--rate 0.5] [-o docs/pipelines.svg]
 """
 
 import argparse
@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from gpusched.domain.plan import read_plan
-from gpusched.planning.layers.flow import network_of, reroute
+from gpusched.planning.layers.flow import network_of
+from gpusched.planning.layers.spread import spread_flow
 from gpusched.planning.layers.throughput import Workload, throughput
 from gpusched.report.svg import Line, Rule, line_chart
 from gpusched.sim.pipelines import NodeChange, simulate_pipelines
@@ -19,9 +20,11 @@ from gpusched.traces.workload import load_workload
 
 ROOT = Path(__file__).resolve().parents[1]
 FAILED, DOWN_S, UP_S = "l4-0", 400.0, 800.0
+ROUTING = "iwrr+kv_high_water=0.3"
+"""A low mark, so that the picture has requests that wait at the front."""
 STYLE = """<style>
 text{font:11px sans-serif;fill:#555}
-.grid,.axis{stroke:#ddd;fill:none}
+.grid{stroke:#ddd}
 .line{fill:none;stroke-width:1.8}
 .c0{stroke:#1f77b4}.c1{stroke:#d62728}.c2{stroke:#2ca02c}
 .rule{stroke:#999;stroke-dasharray:4 3;fill:none}
@@ -34,7 +37,7 @@ def smooth(values, width=5):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=float, default=0.55)
+    parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs/pipelines.svg")
     args = parser.parse_args()
     plan = read_plan(ROOT / "examples/pipelines.yaml")
@@ -46,9 +49,9 @@ def main():
     network = network_of(machines, throughput(machines, lengths))
     node = machines.names.index(FAILED)
     result = simulate_pipelines(
-        machines, placement, flows, trace,
+        machines, placement, flows, trace, routing=ROUTING,
         changes=[NodeChange(DOWN_S, node), NodeChange(UP_S, node, up=True)],
-        solve_flows=lambda up: reroute(network, placement, up),
+        solve_flows=lambda up: spread_flow(network, placement, alive=up)[1],
     )  # fmt: skip
     middle = (result.series_s[1:] + result.series_s[:-1]) / 2
     inside = result.in_system()
