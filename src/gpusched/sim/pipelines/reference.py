@@ -246,7 +246,8 @@ class Reference:
             if tokens <= self.longest_prompt and self._route(job, now_s):
                 self.waiting.pop(0)
                 self.jobs.append(job)
-                self.dispatched_s[request] = now_s
+                if math.isnan(self.dispatched_s[request]):
+                    self.dispatched_s[request] = now_s
                 self._send(job, now_s)
             elif tokens <= self.longest_prompt and self.jobs and not drop:
                 return

@@ -102,7 +102,7 @@ def simulate_pipelines(
     end_s = math.inf if duration_s is None else float(warmup_s + duration_s)
     run(state, -1.0)  # compiles
     state.g["now_s"] = 0.0
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     for change in changes:
         if change.time_s >= end_s:
             break
@@ -114,8 +114,8 @@ def simulate_pipelines(
         new = solve_flows(up) if solve_flows is not None else flows
         connect(state, setting, up, new)
     state = _advance(state, end_s, progress, setting)
-    wall_s = time.perf_counter() - started
-    return _result(state, setting, end_s, wall_s)
+    seconds = (time.perf_counter() - started, time.process_time() - processor)
+    return _result(state, setting, end_s, *seconds)
 
 
 def _advance(
@@ -156,7 +156,9 @@ def _check(
             raise InputError(f"changes: no node {change.node}; there are {n}")
 
 
-def _result(state: State, setting: Setting, end_s: float, wall_s: float) -> PipelineResult:
+def _result(
+    state: State, setting: Setting, end_s: float, wall_s: float, processor_s: float
+) -> PipelineResult:
     g = state.g[0]
     n = len(setting.machines.names)
     end_s = float(g["now_s"]) if end_s == math.inf else end_s
@@ -208,4 +210,5 @@ def _result(state: State, setting: Setting, end_s: float, wall_s: float) -> Pipe
         kv_use=state.kv[:, :bins] / capacity[:, None],
         token_rate=state.tokens[:bins] / float(g["bin_s"]),
         wall_s=wall_s,
+        processor_s=processor_s,
     )  # fmt: skip
