@@ -13,6 +13,15 @@ from gpusched.solve.milp import Program
 from gpusched.timing.chains import SLACK, BlockServers, Ints, Placed
 
 
+def size_of_program(servers: BlockServers, tokens: float) -> int:
+    """Return the number of flow variables of ``place_exactly`` for one client."""
+    of_block = servers.block_bytes + servers.cache_bytes(tokens)
+    most = np.clip(servers.memory_bytes / of_block * (1 + SLACK), 0, servers.blocks).astype(int)
+    sizes = np.arange(1, servers.blocks + 1)
+    ways = np.cumsum(sizes * (servers.blocks - sizes + 1))
+    return int(ways[most[most > 0] - 1].sum())
+
+
 def place_exactly(
     servers: BlockServers, clients: Ints, tokens: int, *, time_limit_s: float = 60.0, seed: int = 0
 ) -> Offline:

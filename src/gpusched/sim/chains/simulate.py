@@ -32,7 +32,7 @@ class ChainLoad:
         """Return the requests with these columns; single lengths and clients hold for all."""
         arrivals = np.asarray(arrival_s, np.float64)
         lengths = (np.broadcast_to(np.asarray(c, np.int64), arrivals.shape) for c in (prompt, output, client))  # fmt: skip
-        return cls(arrivals, *(np.ascontiguousarray(column) for column in lengths))
+        return cls(arrivals, *(np.array(column) for column in lengths))
 
     @classmethod
     def poisson(
