@@ -62,11 +62,17 @@ def simulate(
     if admission is not None:
         values["admission"] = admission
     if routing is not None:
-        values["routing"] = routing
+        at = values["blocks"] if plan.kind == "blocks" else values
+        at["routing"] = routing
     if batching is not None:
         for pool in values["pools"]:
             pool["engine"]["batching"] = batching
     plan = plan_from(values, origin="command line")
+    if plan.kind == "blocks":
+        from gpusched.cli.place.blocks import simulate_blocks
+
+        simulate_blocks(plan, seed=seed, report=report, as_json=as_json)
+        return
     requests = load_workload(plan.workload, plan.slo, seed=seed)
     progress = Progress()
     users = plan.workload.users

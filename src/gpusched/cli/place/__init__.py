@@ -5,3 +5,7 @@ import typer
 app = typer.Typer(
     help="Place layers, blocks or experts of a model on machines.", no_args_is_help=True
 )
+
+from gpusched.cli.place import blocks  # noqa: E402
+
+app.command("blocks")(blocks.place_blocks)

@@ -54,7 +54,7 @@ def chain_metrics(
     """Return every figure of ``simulate --json`` that has a meaning for chains of servers.
 
     ``itl_s`` is by gaps: all of a request's are alike. ``queue_s`` is the wait for cache.
-    Utilization takes requests that a server computes at once as if one after another.
+    ``computing_mean`` of a server is how many requests it computes at once, on average.
     """
     assert plan.blocks is not None
     load, warmup_s = result.load, plan.workload.warmup_s
@@ -146,7 +146,7 @@ def _server(
         "blocks": int(placed.blocks[j]),
         "cache_tokens": int(placed.cache_tokens[j]),
         "visits": int((result.visit_server == j).sum()),
-        "utilization": float((prefill_s[j] + decode_s[j]) / max(makespan_s, 1e-9)),
+        "computing_mean": float((prefill_s[j] + decode_s[j]) / max(makespan_s, 1e-9)),
         "kv_utilization_mean": held / room / max(makespan_s, 1e-9),
         "kv_utilization_peak": float(used.max(initial=0.0)) / room,
     }
