@@ -133,16 +133,18 @@ def _offline(
     starts, blocks = (np.round(found.values[of]).astype(np.int64) for of in (first, size))
     placed = Placed(starts - 1, blocks, servers.cache_room(blocks))
     tail, head = edges
-    chains = []
-    for flow in flows:
+    chains, token_s = [], 0.0
+    for client, flow in zip(clients, flows, strict=True):
         used = np.flatnonzero(found.values[flow] > 0.5)
         following = {int(tail[e]): int(head[e]) for e in used}
         chain, at, boundary = [], following[servers.count], 0
         while at < servers.count:
             end = int(placed.end[at])
             chain.append((at, end - boundary))
+            token_s += servers.decode_trip_s[client, at]
+            token_s += servers.decode_block_s[at] * (end - boundary)
             at, boundary = following[at], end
         chains.append(chain)
     return Offline(
-        placed, tuple(chains), found.objective, found.bound, found.seconds, found.status
+        placed, tuple(chains), float(token_s), min(found.bound, float(token_s)), found.seconds, found.status
     )

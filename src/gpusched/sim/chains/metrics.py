@@ -18,6 +18,8 @@ from gpusched.traces.trace import Trace
 
 Floats = NDArray[np.float64]
 
+ROUNDING_S = 1e-9
+
 
 def cache_in_use(result: ChainResult, server: int) -> tuple[Floats, Floats]:
     """Return times and the tokens x blocks of cache that a server's requests hold from each on.
@@ -28,9 +30,9 @@ def cache_in_use(result: ChainResult, server: int) -> tuple[Floats, Floats]:
     of, load = result.visit_request[rows], result.load
     need = (load.prompt_tokens + load.output_tokens)[of] * result.visit_blocks[rows]
     begin_s = load.arrival_s[of] + result.wait_s[of]
-    times = np.concatenate([begin_s, result.finish_s[of]])
+    # a wait ends when another request does, up to rounding
+    times = np.concatenate([begin_s + ROUNDING_S, result.finish_s[of]])
     change = np.concatenate([need, -need])
-    # at one instant, ends come before beginnings
     order = np.lexsort((change, times))
     return times[order], np.cumsum(change[order]).astype(np.float64)
 

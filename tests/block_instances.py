@@ -10,15 +10,16 @@ def servers(memory, block_s, trip_s, *, blocks, block_bytes=1.0, cache=0.25, pre
     trip = np.atleast_2d(np.asarray(trip_s, float))
     tau = np.asarray(block_s, float)
     n = len(tau)
+    known = np.where(np.isfinite(trip), trip, 0.0)
     return BlockServers(
         names=tuple(f"s{j}" for j in range(n)),
         memory_bytes=np.asarray(memory, float),
         decode_block_s=tau,
         prefill_block_s=np.stack([prefill * tau, np.zeros(n)]),
         decode_trip_s=trip,
-        prefill_trip_s=np.stack([prefill * trip, np.zeros_like(trip)]),
+        prefill_trip_s=np.stack([np.where(np.isfinite(trip), prefill * known, np.inf), np.zeros_like(trip)]),
         client_rtt_s=trip,
-        server_rtt_s=np.abs(trip[0][:, None] - trip[0][None, :]),
+        server_rtt_s=np.abs(known[0][:, None] - known[0][None, :]),
         blocks=blocks,
         block_bytes=block_bytes,
         cache_token_bytes=cache,
