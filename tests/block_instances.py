@@ -17,7 +17,9 @@ def servers(memory, block_s, trip_s, *, blocks, block_bytes=1.0, cache=0.25, pre
         decode_block_s=tau,
         prefill_block_s=np.stack([prefill * tau, np.zeros(n)]),
         decode_trip_s=trip,
-        prefill_trip_s=np.stack([np.where(np.isfinite(trip), prefill * known, np.inf), np.zeros_like(trip)]),
+        prefill_trip_s=np.stack(
+            [np.where(np.isfinite(trip), prefill * known, np.inf), np.zeros_like(trip)]
+        ),
         client_rtt_s=trip,
         server_rtt_s=np.abs(known[0][:, None] - known[0][None, :]),
         blocks=blocks,

@@ -163,7 +163,9 @@ def render_blocks_report(plan: Plan, placed: Placed, result: ChainResult) -> str
     others = ""
     if rivals:
         named = "<thead><tr><th>deployment</th><th>attainment</th><th>goodput/s</th></tr></thead>"
-        others = f"<section><h2>PETALS and the runners-up</h2>{table.format(named + rivals)}</section>"
+        others = (
+            f"<section><h2>PETALS and the runners-up</h2>{table.format(named + rivals)}</section>"
+        )
     return page(
         f"{load_model(plan.model).name}: blocks over nodes",
         f"<section><h1>{escape(blocks_headline(plan))}</h1>{sure}"

@@ -18,6 +18,8 @@ from gpusched.timing.operators import ACTIVATION_BYTES
 BUDGET_TOKENS = 2048
 """Prompt tokens of one iteration, for which working space is kept."""
 
+DEFAULT_ENGINE = EngineSettings()
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -26,7 +28,7 @@ class Serving:
     model: str
     weights_dtype: str
     kv_cache_dtype: str
-    engine: EngineSettings = EngineSettings()
+    engine: EngineSettings = DEFAULT_ENGINE
     timing: str | None = None
     """Path of coefficients calibrated on one's own engines."""
     decode_batch: int = 1

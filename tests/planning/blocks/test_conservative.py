@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from block_instances import drawn, servers, toy
 from gpusched.errors import InfeasibleError
 from gpusched.planning.blocks.chain import cheapest_chain, decode_visits
 from gpusched.planning.blocks.check import problems
@@ -24,14 +25,13 @@ from gpusched.planning.blocks.testbeds import (
     clustered,
 )
 from gpusched.sim.chains.simulate import ChainLoad, simulate_chains
-from block_instances import drawn, servers, toy
 
 TOKENS = PROMPT + OUTPUT
 
 
 def test_sizes_of_bloom():
-    assert BLOCK_BYTES / 1e9 == pytest.approx(1.3233976672, rel=1e-10)
-    assert CACHE_TOKEN_BYTES * TOKENS / 1e9 == pytest.approx(0.008486912, rel=1e-9)
+    assert pytest.approx(1.3233976672, rel=1e-10) == BLOCK_BYTES / 1e9
+    assert pytest.approx(0.008486912, rel=1e-9) == CACHE_TOKEN_BYTES * TOKENS / 1e9
 
 
 @pytest.mark.parametrize(

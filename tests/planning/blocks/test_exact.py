@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from block_instances import drawn, servers, toy
 from gpusched.errors import InfeasibleError
 from gpusched.planning.blocks.bounds import decode_bound_s, lone_optimum, lone_placement
 from gpusched.planning.blocks.chain import cheapest_chain_s, decode_visits
@@ -11,7 +12,6 @@ from gpusched.planning.blocks.offline import place_and_route, route_over
 from gpusched.planning.blocks.published import place_as_published
 from gpusched.planning.blocks.testbeds import OUTPUT, PROMPT, clustered
 from gpusched.timing.chains import Placed
-from block_instances import drawn, servers, toy
 
 
 def solve(method, bed, clients, tokens=1):

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from block_instances import drawn, servers
 from gpusched.errors import InfeasibleError, InputError
 from gpusched.planning.blocks.chain import cheapest_chain_s
 from gpusched.planning.blocks.conservative import place_conservatively, place_for_rate
@@ -13,7 +14,6 @@ from gpusched.sim.chains.metrics import cache_in_use
 from gpusched.sim.chains.reference import back_off_s, simulate_chains_slowly
 from gpusched.sim.chains.simulate import ChainLoad, simulate_chains
 from gpusched.timing.chains import Placed
-from block_instances import drawn, servers
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,9 @@ def test_what_no_chain_can_hold_is_rejected():
     assert simulate_chains(bed, nowhere, ChainLoad.of([0.0], 1, 1)).rejected.all()
     cut = servers([3, 3], [1, 1], [[1, np.inf]], blocks=4)
     for routing in POLICIES:
-        assert simulate_chains(cut, placed, ChainLoad.of([0.0], 0, 1), routing=routing).rejected.all()
+        assert simulate_chains(
+            cut, placed, ChainLoad.of([0.0], 0, 1), routing=routing
+        ).rejected.all()
 
 
 def test_bad_input_is_refused():

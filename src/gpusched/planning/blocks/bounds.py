@@ -32,9 +32,9 @@ def lone_optimum(
     if not np.isfinite(cost[total]):
         return np.inf, []
     chain, left = [], total
-    for j, chosen in reversed(choices):
+    for server, chosen in reversed(choices):
         if chosen[left]:
-            chain.append((j, int(chosen[left])))
+            chain.append((server, int(chosen[left])))
             left -= int(chosen[left])
     return float(cost[total]), chain[::-1]
 

@@ -35,15 +35,16 @@ def place_exactly(
     own, demand = np.unique(clients, return_counts=True)
     requests, total = len(clients), servers.blocks
     cache = servers.cache_bytes(tokens)
-    ranges, uses = [], []
+    ranges: list[tuple[int, int, int, float]] = []
+    uses: list[tuple[int, int, int, int]] = []
     for j in range(servers.count):
         most = servers.memory_bytes[j] / (servers.block_bytes + cache) * (1 + SLACK)
-        for size in range(1, min(int(most), total) + 1):
-            left = servers.memory_bytes[j] - servers.block_bytes * size
-            room = min(np.floor(left / cache * (1 + SLACK) + SLACK), requests * size)
-            for first in range(total - size + 1):
-                uses += [(len(ranges), j, b, first + size) for b in range(first, first + size)]
-                ranges.append((j, first, size, room))
+        for held in range(1, min(int(most), total) + 1):
+            left = servers.memory_bytes[j] - servers.block_bytes * held
+            fits = min(float(np.floor(left / cache * (1 + SLACK) + SLACK)), requests * held)
+            for begin in range(total - held + 1):
+                uses += [(len(ranges), j, b, begin + held) for b in range(begin, begin + held)]
+                ranges.append((j, begin, held, fits))
     if not ranges:
         raise InfeasibleError("memory: no server holds a single block with cache for one request")
     holder, first, size, room = (np.array(column) for column in zip(*ranges, strict=True))
@@ -96,6 +97,4 @@ def place_exactly(
     starts[holder[chosen]], blocks[holder[chosen]] = first[chosen], size[chosen]
     placed = Placed(starts, blocks, servers.cache_room(blocks))
     routed = route_over(servers, placed, clients, tokens)
-    return Offline(
-        placed, routed.chains, routed.token_s, found.bound, found.seconds, found.status
-    )
+    return Offline(placed, routed.chains, routed.token_s, found.bound, found.seconds, found.status)

@@ -92,7 +92,7 @@ def should_move(
             return False
         begin = least_window(total, size)
         total[first[j] : first[j] + size] += rate * NOISE
-        moved = begin != first[j]
+        moved = bool(begin != first[j])
         first[j] = begin
         total[begin : begin + size] += rate
         return moved
@@ -106,4 +106,4 @@ def should_move(
     after = float(total.min())
     if after < lowest or after < NOISE:
         return False
-    return lowest / after < balance_quality - NOISE
+    return bool(lowest / after < balance_quality - NOISE)

@@ -186,7 +186,7 @@ def _proposals(
     """Yield placements by name, with the concurrency each is for and, of exact ones, a bound."""
     design = place_for_most(servers, wanted, tokens)
     yield "CG-BP", design.placed, design.concurrency, None
-    grid = {int(round(design.concurrency * x)) for x in (0.125, 0.25, 0.5, 0.75, 1.5, 2, 3, 5, 8)}
+    grid = {round(design.concurrency * x) for x in (0.125, 0.25, 0.5, 0.75, 1.5, 2, 3, 5, 8)}
     seen = {_key(design.placed)}
     for concurrency in sorted(grid - {0, design.concurrency}):
         try:

@@ -23,7 +23,7 @@ def place_as_published(
     Raises:
         InfeasibleError: proven to have no solution.
     """
-    n, total, requests = servers.count, servers.blocks, len(clients)
+    n, total = servers.count, servers.blocks
     leave, back = n, n + 1
     edges = [(leave, j) for j in range(n)] + [(i, back) for i in range(n)]
     edges += [(i, j) for i in range(n) for j in range(n) if i != j]
@@ -146,5 +146,10 @@ def _offline(
             at, boundary = following[at], end
         chains.append(chain)
     return Offline(
-        placed, tuple(chains), float(token_s), min(found.bound, float(token_s)), found.seconds, found.status
+        placed,
+        tuple(chains),
+        float(token_s),
+        min(found.bound, float(token_s)),
+        found.seconds,
+        found.status,
     )

@@ -99,7 +99,9 @@ def scattered(
     }
     machines = [larger[bool(w)] for w in whole]
     between = rtt_s[np.ix_(at, at)]
-    return servers_of(machines, rtt_s[np.ix_(of, at)], between, overhead_s=100e-3), rates_of(machines)
+    return servers_of(machines, rtt_s[np.ix_(of, at)], between, overhead_s=100e-3), rates_of(
+        machines
+    )
 
 
 def _rest(machine: Machine) -> tuple[float, tuple[float, float], float, float]:

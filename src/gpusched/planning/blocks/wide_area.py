@@ -37,7 +37,9 @@ def measured_rtt_s(table: Path) -> Floats:
     """Return the round trips of a table ``src_region, dst_region, rtt_ms`` between the regions that
     it names, sorted by name; unmeasured pairs take the other direction or the mean."""
     with table.open(newline="", encoding="utf-8") as file:
-        rows = [(r["src_region"], r["dst_region"], float(r["rtt_ms"])) for r in csv.DictReader(file)]
+        rows = [
+            (r["src_region"], r["dst_region"], float(r["rtt_ms"])) for r in csv.DictReader(file)
+        ]
     names = sorted({row[0] for row in rows} | {row[1] for row in rows})
     rtt = np.full((len(names), len(names)), np.nan)
     for source, target, milliseconds in rows:

@@ -45,8 +45,8 @@ def busy_s(servers: BlockServers, result: ChainResult) -> tuple[Floats, Floats]:
     prompt = servers.prefill_block_s[0, j] + servers.prefill_block_s[1, j] * load.prompt_tokens[of]
     decode = servers.decode_block_s[j] * (load.output_tokens[of] - 1)
     return (
-        np.bincount(j, prompt * k, servers.count),
-        np.bincount(j, decode * k, servers.count),
+        np.asarray(np.bincount(j, prompt * k, servers.count), np.float64),
+        np.asarray(np.bincount(j, decode * k, servers.count), np.float64),
     )
 
 
@@ -80,10 +80,9 @@ def chain_metrics(
     prefill_s, decode_s = busy_s(servers, result)
     hours = makespan_s / 3600.0
     energy_kwh = operational_kg = embodied_kg = cost_usd = 0.0
-    warnings, error = [], 0.0
-    serving = Serving(
-        plan.model, plan.weights_dtype, plan.kv_cache_dtype, timing=plan.timing
-    )
+    warnings: list[str] = []
+    error = 0.0
+    serving = Serving(plan.model, plan.weights_dtype, plan.kv_cache_dtype, timing=plan.timing)
     for at in plan.blocks.nodes:
         group = plan.node_group(at.node)
         nodes, j = plan.cluster.nodes[group], servers.names.index(at.node)

@@ -17,7 +17,7 @@ from gpusched.policies.routing.ws_rr import (
     PETALS_UNKNOWN_RTT_S,
 )
 from gpusched.sim.chains.simulate import ChainLoad, ChainResult
-from gpusched.timing.chains import BlockServers, Placed
+from gpusched.timing.chains import BlockServers, Placed, VisitTimes
 
 Chain = list[tuple[int, int]]
 """Servers and the blocks each runs."""
@@ -62,7 +62,9 @@ def simulate_chains_slowly(
     state = [Server(int(room)) for room in placed.cache_tokens]
     count = len(load.arrival_s)
     wait_s, first_s, finish_s = (np.full(count, np.nan) for _ in range(3))
-    visits, visit_server, visit_blocks = [0], [], []
+    visits = [0]
+    visit_server: list[int] = []
+    visit_blocks: list[int] = []
     for r in range(count):
         now = float(load.arrival_s[r])
         client, prompt, steps = (
@@ -72,7 +74,7 @@ def simulate_chains_slowly(
         for server in state:
             server.held = [(end, size) for end, size in server.held if end > now]
         time = servers.request_s(client, prompt, steps + 1)
-        graph = _Graph(servers, placed, state, tokens, now, time.trip_s, time.block_s)
+        graph = _Graph(servers, placed, state, tokens, now, time)
         if routing == "ws-rr":
             chain = graph.cheapest()
         elif routing == "ws-rr-exact":
@@ -110,9 +112,17 @@ def back_off_s(wait_s: float) -> float:
 
 
 class _Graph:
-    def __init__(self, servers, placed, state, tokens, now, trip_s, block_s):  # type: ignore[no-untyped-def]
+    def __init__(
+        self,
+        servers: BlockServers,
+        placed: Placed,
+        state: list[Server],
+        tokens: int,
+        now: float,
+        visit: VisitTimes,
+    ) -> None:
         self.servers, self.state, self.tokens, self.now = servers, state, tokens, now
-        self.trip_s, self.block_s = trip_s, block_s
+        self.trip_s, self.block_s = visit.trip_s, visit.block_s
         self.first, self.end = placed.first, placed.first + placed.blocks
         self.used = [int(j) for j in np.flatnonzero(placed.blocks > 0)]
         self.total = servers.blocks

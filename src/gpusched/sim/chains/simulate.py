@@ -36,7 +36,14 @@ class ChainLoad:
 
     @classmethod
     def poisson(
-        cls, count: int, rate_rps: float, prompt: int, output: int, *, seed: int = 0, clients: int = 1
+        cls,
+        count: int,
+        rate_rps: float,
+        prompt: int,
+        output: int,
+        *,
+        seed: int = 0,
+        clients: int = 1,
     ) -> "ChainLoad":
         """Return Poisson arrivals of equal requests, clients drawn evenly."""
         rng = np.random.default_rng(seed)
@@ -102,7 +109,8 @@ def simulate_chains(
     requests, n = len(load.arrival_s), servers.count
     r = Requests(
         load.arrival_s, load.client, load.prompt_tokens, load.output_tokens,
-        *(np.full(requests, np.nan) for _ in range(3)), np.zeros(requests + 1, np.int64),
+        np.full(requests, np.nan), np.full(requests, np.nan), np.full(requests, np.nan),
+        np.zeros(requests + 1, np.int64),
     )  # fmt: skip
     t = Times(
         servers.decode_block_s, servers.prefill_block_s, servers.decode_trip_s,
