@@ -6,11 +6,13 @@ from gpusched.errors import InfeasibleError
 from gpusched.planning.blocks.bounds import decode_bound_s, lone_optimum, lone_placement
 from gpusched.planning.blocks.chain import cheapest_chain_s, decode_visits
 from gpusched.planning.blocks.check import problems
-from gpusched.planning.blocks.conservative import place_conservatively
+from gpusched.planning.blocks.conservative import blocks_held, place_conservatively
 from gpusched.planning.blocks.exact import place_exactly
+from gpusched.planning.blocks.improve import improve
 from gpusched.planning.blocks.offline import place_and_route, route_over
 from gpusched.planning.blocks.published import place_as_published
 from gpusched.planning.blocks.testbeds import OUTPUT, PROMPT, clustered
+from gpusched.sim.chains.simulate import ChainLoad, simulate_chains
 from gpusched.timing.chains import Placed
 
 
@@ -113,3 +115,20 @@ def test_the_checker_finds_what_is_wrong():
     assert any("runs 1 of 3" in line for line in problems(bed, good, [[(0, 1)]], 1))
     assert any("room for 0" in line for line in problems(bed, good, [[(0, 1), (1, 2)]], 1))
     assert any("which holds" in line for line in problems(bed, good, [[(1, 2), (0, 1)]], 1))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_local_search_never_loses_and_stays_feasible(seed):
+    bed, load = drawn(seed, most=5), ChainLoad.of(np.zeros(3), 0, 1)
+    try:
+        begin = place_conservatively(bed, 3, 1).placed
+    except InfeasibleError:
+        return
+
+    def cost(placed):
+        found = simulate_chains(bed, placed, load, routing="ws-rr-exact", retries=False)
+        return float(found.rejected.sum()), float(np.nansum(found.finish_s))
+
+    placed, least = improve(bed, begin, blocks_held(bed, 1, 1), cost, moves=60, seed=seed)
+    assert not problems(bed, placed)
+    assert least == cost(placed) <= cost(begin)

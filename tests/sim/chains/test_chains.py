@@ -79,7 +79,7 @@ def test_the_exact_router_ends_a_request_no_later_than_ws_rr(seed):
     requests = load(rng, 25, 1, 0.5)
     # the same requests before, so the same reservations; only the last one's router differs
     for last in range(1, 25, 6):
-        first = ChainLoad(*(getattr(requests, f)[:last] for f in ("arrival_s", "prompt_tokens", "output_tokens", "client")))  # fmt: skip
+        first = requests.head(last)
         for retries in (False, True):
             ends = [
                 simulate_chains(bed, placed, first, routing=r, retries=retries)
@@ -164,7 +164,7 @@ def test_a_hundred_servers_and_many_requests():
         result = simulate_chains(bed, placed, requests, routing=routing)
         assert not result.rejected.any()
         check_caches(placed, result)
-        few = ChainLoad(*(getattr(requests, f)[:150] for f in ("arrival_s", "prompt_tokens", "output_tokens", "client")))  # fmt: skip
+        few = requests.head(150)
         slow = simulate_chains_slowly(bed, placed, few, routing=routing)
         np.testing.assert_allclose(result.finish_s[:150], slow.finish_s, rtol=1e-9)
 

@@ -1,5 +1,5 @@
-"""From a spec to blocks on its nodes: placements for several concurrencies, and PETALS' own, are
-proposed; the simulation of the trace decides."""
+"""From a spec to blocks on its nodes: placements for several concurrencies and what local search makes
+of the best are proposed, PETALS' own beside them; the simulation of the trace decides."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,6 +29,7 @@ from gpusched.planning.blocks.conservative import (
     place_for_most,
 )
 from gpusched.planning.blocks.exact import place_exactly, size_of_program
+from gpusched.planning.blocks.improve import improve
 from gpusched.planning.blocks.offline import route_over
 from gpusched.planning.blocks.petals import (
     CACHE_TOKENS,
@@ -47,6 +48,8 @@ from gpusched.traces.workload import load_workload
 
 SCREENED = 20_000
 """Requests on which candidates are compared; the chosen one then serves all."""
+SEARCHED = 1500
+"""Requests of local search."""
 SMALL_PROGRAM = 6000
 """Flow variables up to which the exact program is tried."""
 ROUTINGS = ("ws-rr", "ws-rr-exact")
@@ -105,7 +108,7 @@ def plan_blocks(
     batch = min(wanted, place_for_most(servers, wanted, tokens).concurrency)
     servers = block_servers(spec.cluster, replace(serving, decode_batch=batch))
     wanted = in_flight(trace.rate_rps, lone_request_s(servers, prompt, output))
-    few = ChainLoad(*(getattr(load, f)[:SCREENED] for f in ("arrival_s", "prompt_tokens", "output_tokens", "client")))  # fmt: skip
+    few = load.head(SCREENED)
     part = trace.take(np.arange(min(len(trace), SCREENED)))
     score = partial(_score, spec, servers, part, few, batch)
     candidates, bounds = [], {}
@@ -119,7 +122,10 @@ def plan_blocks(
             bounds[concurrency] = bound
     petals = score("PETALS", _petals(spec, servers, seed), 1, "petals")
     asked = min(slo.attainment for slo in spec.slo.classes.values())
-    candidates.sort(key=partial(_rank, asked))
+    rank = partial(_rank, asked)
+    progress("local search")
+    candidates.append(_improved(min(candidates, key=rank), servers, few, score, tokens, seed))
+    candidates.sort(key=rank)
     best = candidates[0]
     used = _used(spec, servers, best.placed, load, best.routing)
     plan = _plan(spec, servers, used, best, batch)
@@ -132,7 +138,7 @@ def plan_blocks(
     certificate = Certificate(
         objective="latency", value=value, bound=min(bound, value), unit="s a token",
         gap=max(value - bound, 0.0) / value if np.isfinite(value) else 1.0,
-        solver="CG-BP and HiGHS", seconds=perf_counter() - begun,
+        solver="CG-BP, local search and HiGHS", seconds=perf_counter() - begun,
         candidates=len(candidates), simulated=len(candidates) + 2,
     )  # fmt: skip
     rivals = [petals, *candidates[1:6]]
@@ -202,6 +208,28 @@ def _proposals(
             clients = np.zeros(concurrency, np.int64)
             exact = place_exactly(servers, clients, tokens, time_limit_s=time_limit_s)
             yield "exact", exact.placed, concurrency, exact.bound_s
+
+
+def _improved(
+    candidate: Candidate,
+    servers: BlockServers,
+    load: ChainLoad,
+    score: Callable[[str, Placed, int, str], Candidate],
+    tokens: int,
+    seed: int,
+) -> Candidate:
+    """Return what local search makes of a candidate, by rejections and mean latency."""
+    part = load.head(SEARCHED)
+
+    def cost(placed: Placed) -> tuple[float, float]:
+        result = simulate_chains(servers, placed, part, routing=candidate.routing, retries=False)
+        served = ~result.rejected
+        latency_s = (result.finish_s - part.arrival_s)[served]
+        return float((~served).sum()), float(latency_s.mean()) if served.any() else np.inf
+
+    most = blocks_held(servers, 1, tokens)
+    placed, _ = improve(servers, candidate.placed, most, cost, seed=seed)
+    return score("local search", placed, candidate.concurrency, candidate.routing)
 
 
 def _key(placed: Placed) -> bytes:

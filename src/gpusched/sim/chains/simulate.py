@@ -50,6 +50,15 @@ class ChainLoad:
         arrivals = np.cumsum(rng.exponential(1.0 / rate_rps, count))
         return cls.of(arrivals, prompt, output, rng.integers(0, clients, count))
 
+    def head(self, count: int) -> "ChainLoad":
+        """Return the first requests."""
+        return ChainLoad(
+            self.arrival_s[:count],
+            self.prompt_tokens[:count],
+            self.output_tokens[:count],
+            self.client[:count],
+        )
+
 
 @dataclass(frozen=True)
 class ChainResult:
