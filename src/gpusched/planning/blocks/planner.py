@@ -50,6 +50,8 @@ SCREENED = 20_000
 """Requests on which candidates are compared; the chosen one then serves all."""
 SEARCHED = 1500
 """Requests of local search."""
+WORTH = 0.01
+"""Share of mean latency below which local search changes nothing."""
 SMALL_PROGRAM = 6000
 """Flow variables up to which the exact program is tried."""
 ROUTINGS = ("ws-rr", "ws-rr-exact")
@@ -124,10 +126,11 @@ def plan_blocks(
     asked = min(slo.attainment for slo in spec.slo.classes.values())
     rank = partial(_rank, asked)
     progress("local search")
-    candidates.append(_improved(min(candidates, key=rank), servers, few, score, tokens, seed))
+    candidates += _improved(min(candidates, key=rank), servers, few, score, tokens, seed)
     candidates.sort(key=rank)
     best = candidates[0]
-    used = _used(spec, servers, best.placed, load, best.routing)
+    needed = _without_idle(spec, best, score, asked)
+    used = needed.placed
     plan = _plan(spec, servers, used, best, batch)
     result = simulate_chains(servers, used, load, routing=best.routing, retries=False)
     figures = chain_metrics(plan, servers, used, trace, result)
@@ -217,8 +220,9 @@ def _improved(
     score: Callable[[str, Placed, int, str], Candidate],
     tokens: int,
     seed: int,
-) -> Candidate:
-    """Return what local search makes of a candidate, by rejections and mean latency."""
+) -> list[Candidate]:
+    """Return what local search makes of a candidate, by rejections and mean latency, if it is worth
+    it."""
     part = load.head(SEARCHED)
 
     def cost(placed: Placed) -> tuple[float, float]:
@@ -228,8 +232,11 @@ def _improved(
         return float((~served).sum()), float(latency_s.mean()) if served.any() else np.inf
 
     most = blocks_held(servers, 1, tokens)
-    placed, _ = improve(servers, candidate.placed, most, cost, seed=seed)
-    return score("local search", placed, candidate.concurrency, candidate.routing)
+    before = cost(candidate.placed)
+    placed, after = improve(servers, candidate.placed, most, cost, seed=seed)
+    if after[0] == before[0] and after[1] > (1 - WORTH) * before[1]:
+        return []
+    return [score("local search", placed, candidate.concurrency, candidate.routing)]
 
 
 def _key(placed: Placed) -> bytes:
@@ -277,19 +284,30 @@ def _rank(asked: float, candidate: Candidate) -> tuple[float, float, float]:
     )
 
 
-def _used(
-    spec: Spec, servers: BlockServers, placed: Placed, load: ChainLoad, routing: str
-) -> Placed:
-    """Return the placement without servers that no request of the trace visits, where the objective
-    is to save: nothing changes for the requests."""
-    if spec.objective == "goodput":
-        return placed
-    result = simulate_chains(servers, placed, load, routing=routing, retries=False)
-    visited = np.bincount(result.visit_server, minlength=servers.count) > 0
-    if not visited.any():
-        return placed
-    keep = np.where(visited, placed.blocks, 0)
-    return Placed(placed.first, keep, np.where(visited, placed.cache_tokens, 0))
+def _without_idle(
+    spec: Spec, best: Candidate, score: Callable[[str, Placed, int, str], Candidate], asked: float
+) -> Candidate:
+    """Return the placement without nodes that are not needed, where the objective is to save: those
+    that nobody visits, and then the least visited ones as long as the objectives hold for as many
+    requests as asked."""
+    if spec.objective == "goodput" or not best.figures["completed"]:
+        return best
+    names = spec.cluster.node_names
+
+    def less(candidate: Candidate, gone: set[str]) -> Candidate:
+        keep = np.array([name not in gone for name in names])
+        placed = candidate.placed
+        fewer = Placed(placed.first, placed.blocks * keep, placed.cache_tokens * keep)
+        return score(candidate.name, fewer, candidate.concurrency, candidate.routing)
+
+    rows = best.figures["servers"]
+    best = less(best, {row["name"] for row in rows if not row["visits"]})
+    for row in sorted(best.figures["servers"], key=lambda row: row["visits"]):
+        tried = less(best, {row["name"]})
+        f = tried.figures
+        if f and f["slo_attainment"] >= asked and f["rejected"] <= best.figures["rejected"]:
+            best = tried
+    return best
 
 
 def _plan(
