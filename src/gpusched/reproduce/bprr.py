@@ -7,6 +7,7 @@ readings are given, with these constants and without.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from time import perf_counter
 
 import numpy as np
@@ -279,22 +280,24 @@ def _overload(setting: Setting) -> list[Claim]:
         (
             "100 servers over a backbone",
             scattered(backbone_rtt_s(60, seed=setting.seed), 100, clients=5, seed=setting.seed)[0],
-            2.0, 3.0, 10_000,
+            2.0, 12.0, 10_000,
         ),
     )  # fmt: skip
     claims = []
     for where, servers, rate, factor, requests in cases:
         placed = place_for_rate(servers, rate, PROMPT, OUTPUT).placed
-        times = np.zeros((DRAWS, 2))
+        times = np.zeros((DRAWS, 2, 2))
         for draw in range(DRAWS):
             load = ChainLoad.poisson(
                 requests, factor * rate, PROMPT, OUTPUT,
                 seed=setting.seed + draw, clients=servers.clients,
             )  # fmt: skip
-            for at, routing in enumerate(("ws-rr", "ws-rr-exact")):
-                result = simulate_chains(servers, placed, load, routing=routing)
-                times[draw, at] = result.per_token_s.mean()
-        ws_rr, soonest = 1e3 * times.mean(axis=0)
+            for (at, routing), retries in product(
+                enumerate(("ws-rr", "ws-rr-exact")), (False, True)
+            ):
+                result = simulate_chains(servers, placed, load, routing=routing, retries=retries)
+                times[draw, at, int(retries)] = result.per_token_s.mean()
+        (told, ws_rr), (told_soonest, soonest) = 1e3 * times.mean(axis=0)
         claims.append(
             Claim(
                 f"WS-RR finds chains that end as soon as any at {factor:g} times the load, {where}",
@@ -302,7 +305,9 @@ def _overload(setting: Setting) -> list[Claim]:
                 f"{ws_rr:,.0f} against {soonest:,.0f} with the soonest chain",
                 "ms a token",
                 bool(soonest >= (1 - SOONER) * ws_rr),
-                f"placed for {rate:g} rps, {requests:,} requests at {factor * rate:g} rps, constants 0",
+                f"placed for {rate:g} rps, {requests:,} requests at {factor * rate:g} rps, constants 0. "
+                f"Where clients are told when cache is free, not left to retry: {told:,.0f} against "
+                f"{told_soonest:,.0f}; WS-RR does not count what is lost until the next retry",
             )
         )
     return claims
