@@ -123,3 +123,18 @@ def reserve(held, server, need, until_s):
     before = held.reserved[server, at - 1] if at > head else held.ended[server]
     held.reserved[server, at] = before + need
     held.tail[server] = tail + 1
+
+
+@kernel
+def give_back(held, server, need, until_s):
+    """End one reservation of ``need`` that lasts until a time, now; tell whether there was one."""
+    head, tail = held.head[server], held.tail[server]
+    for at in range(head, tail):
+        before = held.reserved[server, at - 1] if at > head else held.ended[server]
+        if held.until_s[server, at] == until_s and held.reserved[server, at] - before == need:
+            for later in range(at + 1, tail):
+                held.until_s[server, later - 1] = held.until_s[server, later]
+                held.reserved[server, later - 1] = held.reserved[server, later] - need
+            held.tail[server] = tail - 1
+            return True
+    return False
