@@ -110,7 +110,7 @@ class PlannedCascade(Section):
 class Certificate(Section):
     """How the answer was found and how good it is known to be."""
 
-    objective: Objective
+    objective: Objective | Literal["latency", "throughput"]
     value: float
     """Objective of the chosen plan, in ``unit``."""
     bound: float

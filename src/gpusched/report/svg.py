@@ -43,6 +43,18 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A range on a row of a span chart."""
+
+    row: str
+    start: float
+    end: float
+    label: str
+    group: int = 0
+    """Which colour."""
+
+
+@dataclass(frozen=True)
 class Scale:
     """Maps values to pixels, by logarithm where asked."""
 
@@ -154,6 +166,54 @@ def scatter_chart(
             f'r="{radius}" tabindex="0"><title>{escape(point.label)}</title></circle>'
         )
     return _figure(title, body, "", "")
+
+
+def span_chart(
+    spans: Sequence[Span],
+    *,
+    end: float,
+    title: str,
+    x_label: str,
+    groups: Sequence[str] = (),
+) -> str:
+    """Return ranges between 0 and ``end``, one row a name, coloured by group."""
+    rows = list(dict.fromkeys(span.row for span in spans))
+    left = LEFT + 60
+    x = Scale(0.0, end, left, WIDTH - RIGHT)
+    height = min((HEIGHT - BOTTOM - TOP) / max(len(rows), 1), 24.0)
+    body = ""
+    for tick in x.ticks():
+        at = x(tick)
+        body += (
+            f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        )
+        body += (
+            f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">'
+            f"{_short(tick)}</text>"
+        )
+    for span in spans:
+        top = TOP + rows.index(span.row) * height
+        body += (
+            f'<rect class="span c{span.group % 6}" x="{x(span.start):.1f}" y="{top + 1:.1f}" '
+            f'width="{x(span.end) - x(span.start):.1f}" height="{max(height - 2, 0.8):.1f}" '
+            f'tabindex="0"><title>{escape(span.label)}</title></rect>'
+        )
+    if height >= 9:
+        for number, row in enumerate(rows):
+            middle = TOP + (number + 0.5) * height + 4
+            body += (
+                f'<text class="tick" x="{left - 6}" y="{middle:.1f}" text-anchor="end">'
+                f"{escape(row)}</text>"
+            )
+    body += (
+        f'<text class="axis" x="{(left + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" '
+        f'text-anchor="middle">{escape(x_label)}</text>'
+    )
+    legend = "".join(
+        f'<span class="key"><i class="c{i % 6}"></i>{escape(name)}</span>'
+        for i, name in enumerate(groups)
+    )
+    return _figure(title, body, legend, "")
 
 
 def _axes(x: Scale, y: Scale, x_label: str, y_label: str) -> str:

@@ -36,6 +36,7 @@ PAPERS = {
         "2602.02987",
         "gate_and_route",
     ),
+    "bprr": Paper("Block placement and request routing for PETALS", "2512.21884", "bprr"),
 }
 
 

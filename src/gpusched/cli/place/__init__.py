@@ -7,3 +7,6 @@ app = typer.Typer(
 )
 
 from gpusched.cli.place import layers  # noqa: E402, F401
+from gpusched.cli.place import blocks  # noqa: E402
+
+app.command("blocks")(blocks.place_blocks)
