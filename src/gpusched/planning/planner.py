@@ -94,7 +94,7 @@ def _certificate(
     search: Search, best: Scored, engines: list[Engine], seconds: float
 ) -> Certificate:
     objective = search.spec.objective
-    split = search.split_of(best.deployment) if isinstance(search, RoundsSearch) else None
+    split = search.split_of(best) if isinstance(search, RoundsSearch) else None
     if objective == "goodput":
         value = best.figure("goodput_rps")
         span_s = max(best.figure("simulated_s"), 1e-9)
@@ -102,7 +102,7 @@ def _certificate(
         gap = (bound - value) / max(value, 1e-12)
     elif isinstance(search, RoundsSearch):
         value = search.achieved(best)[0]
-        bound = min(search.least_price(), value)
+        bound = min(search.least_price(best), value)
         gap = (value - bound) / max(value, 1e-12)
     else:
         value = search.achieved(best)[0]
@@ -204,7 +204,7 @@ def _binding(search: Search, best: Scored) -> str:
         else:
             reasons.append(
                 f"{_missed(search.spec, fewer)}: with {count - 1} {kind}"
-                f"{'s' if count > 2 else ''} only {share:.1%} of requests meet it"
+                f"{'s' if count > 2 else ''} only {share:.1%} of {search.counted} meet it"
             )
     return "; ".join(reasons)
 
@@ -221,7 +221,7 @@ def _next_smaller(search: Search, best: Scored) -> str:
         return "nothing smaller fits: one replica is the least there can be"
     nearest = max(lesser, key=lambda s: s.attainment)
     share = nearest.reached
-    return f"{_missed(search.spec, nearest)}: {nearest.plan.summary} would meet it for only {share:.1%} of requests"
+    return f"{_missed(search.spec, nearest)}: {nearest.plan.summary} would meet it for only {share:.1%} of {search.counted}"
 
 
 def _assumptions(spec: Spec, trace: Trace, plan: Plan) -> tuple[str, ...]:
@@ -293,7 +293,7 @@ def _too_few_gpus(spec: Spec, search: Search, engines: list[Engine]) -> str:
     return (
         f"the cluster cannot meet the objectives; the tightest constraint is {missed}. The nearest "
         f"deployment, {nearest.plan.summary}, meets it for {nearest.by_bound[name, bound]:.1%} of "
-        f"requests, {share:.4g} asked. Any of these would help: {', '.join(remedies)}."
+        f"{search.counted}, {share:.4g} asked. Any of these would help: {', '.join(remedies)}."
     )
 
 
