@@ -102,7 +102,7 @@ def _certificate(
         gap = (bound - value) / max(value, 1e-12)
     elif isinstance(search, RoundsSearch):
         value = search.achieved(best)[0]
-        bound = min(search.least_price(best), value)
+        bound = min(search.least_price(), value)
         gap = (value - bound) / max(value, 1e-12)
     else:
         value = search.achieved(best)[0]

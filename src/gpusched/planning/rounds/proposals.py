@@ -26,8 +26,9 @@ from gpusched.planning.rounds.workers import Kind, split_problem, tightest_tpot_
 from gpusched.planning.search import Deployment
 from gpusched.sim.fleet import Role
 
-HEADROOM = tuple(float(u) for u in np.geomspace(1.0, 8.0, 27))
-"""Multiples of the offered load that splits are sized for, 8 % apart."""
+HEADROOM = tuple(float(u) for u in np.geomspace(0.6, 8.0, 34))
+"""Multiples of the offered load that splits are sized for, 8 % apart. The load is that of the busiest
+part of a trace and batches are cautious, so that somewhat less can be enough."""
 
 Counts = tuple[tuple[int, ...], tuple[int, ...]]
 """Workers of each kind that prefill, and that decode."""
@@ -85,7 +86,7 @@ class Proposals:
         """
         problem = self.problem()
         whole = best_split(problem)
-        if whole.capacity < 1.0:
+        if whole.capacity < HEADROOM[0]:
             raise InfeasibleError(self._too_small(problem, whole))
         splits: dict[Counts, Split] = {whole.counts: whole}
         for headroom in HEADROOM:

@@ -136,13 +136,32 @@ class RoundsSearch(Search):
             return None
         return self.proposals.split_of(scored.deployment)
 
-    def least_price(self, scored: Scored) -> float:
-        """Return a bound on the price of deployments like this one: splits that carry the mean load of
-        the simulated time, or the least work of co-located engines."""
-        if self.proposals is None or "prefill" not in scored.deployment.roles:
-            return min(self.objective(self.at_least(engine)) for engine in self.engines)
-        mean_rps = len(self.trace) / max(scored.figure("simulated_s"), 1e-9)
-        return self.proposals.least_price(min(mean_rps / self.load.rounds_per_s, 1.0))
+    def time_s(self) -> float:
+        """Return the time within which the share of the work that must be done is done.
+
+        Sessions in time end no later than their bounds and think times add up to.
+        """
+        trace, slos = self.trace, self.spec.slo.classes.values()
+        ttft_s = max((slo.ttft_s or slo.e2e_s or np.inf) for slo in slos)
+        tpot_s = max((slo.tpot_s or slo.e2e_s or np.inf) for slo in slos)
+        round_s = ttft_s + tpot_s * (trace.output_tokens - 1)
+        if trace.think_s is not None:
+            round_s = round_s + trace.think_s
+        ends_s = np.zeros(self.load.sessions)
+        np.maximum.at(ends_s, self.load.session, trace.arrival_s)
+        ends_s += np.bincount(self.load.session, round_s, self.load.sessions)
+        return float(ends_s.max()) / min(slo.attainment for slo in slos)
+
+    def least_price(self) -> float:
+        """Return a bound on the price: of splits that carry the mean load of the longest time that the
+        objectives leave, and of the least work of co-located engines."""
+        bounds = []
+        if self.proposals is not None:
+            mean_rps = len(self.trace) / self.time_s()
+            bounds.append(self.proposals.least_price(mean_rps / self.load.rounds_per_s))
+        if "mixed" in self.spec.search.roles:
+            bounds += [self.objective(self.at_least(engine)) for engine in self.engines]
+        return min(bounds)
 
     def _proposals(self) -> Proposals:
         kinds, refusals = worker_kinds(
