@@ -10,9 +10,10 @@ from pathlib import Path
 from gpusched.domain.plan import Alternative, Certificate, Plan, Provenance
 from gpusched.domain.slo import show_s
 from gpusched.domain.spec import Spec
-from gpusched.errors import InfeasibleError
+from gpusched.errors import InfeasibleError, InputError
 from gpusched.planning.candidates import Engine, Refusal, enumerate_engines
 from gpusched.planning.search import Deployment, Scored, Search
+from gpusched.sim.fleet import apart_policy
 from gpusched.sim.result import SimulationResult
 from gpusched.traces.trace import Trace
 from gpusched.traces.workload import load_workload
@@ -50,13 +51,19 @@ def plan_deployment(
     started = time.perf_counter()
     if trace is None:
         trace = load_workload(spec.workload, spec.slo, seed=seed)
+    apart = apart_policy(spec.routing, spec.engine.batching)
+    if apart is not None and "disaggregated" not in spec.search.roles:
+        raise InputError(
+            f"{apart} works on prefill and decode pools, which search.roles leaves out; add "
+            "disaggregated, or choose another policy"
+        )
     engines, refusals = enumerate_engines(spec, trace)
     if not engines:
         raise InfeasibleError(_nothing_fits(spec, refusals))
     search = Search(spec, trace, seed=seed, progress=progress)
-    if "mixed" in spec.search.roles:
+    if "mixed" in spec.search.roles and apart is None:
         search.search_mixed(engines)
-    if "disaggregated" in spec.search.roles and spec.engine.batching == "vllm":
+    if "disaggregated" in spec.search.roles and (apart or spec.engine.batching == "vllm"):
         search.search_disaggregated(engines)
     best = search.best()
     if best is None:
