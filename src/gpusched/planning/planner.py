@@ -10,10 +10,11 @@ from pathlib import Path
 from gpusched.domain.plan import Alternative, Certificate, Plan, Provenance
 from gpusched.domain.slo import show_s
 from gpusched.domain.spec import Spec
-from gpusched.errors import InfeasibleError
+from gpusched.errors import InfeasibleError, InputError
 from gpusched.planning.candidates import Engine, Refusal, enumerate_engines
 from gpusched.planning.rounds.search import RoundsSearch
 from gpusched.planning.search import Deployment, Scored, Search
+from gpusched.sim.fleet import apart_policy
 from gpusched.sim.result import SimulationResult
 from gpusched.traces.trace import Trace
 from gpusched.traces.workload import load_workload
@@ -75,17 +76,23 @@ def _searched(
     spec: Spec, trace: Trace, seed: int, progress: Callable[[str], None] | None
 ) -> tuple[Search, list[Engine]]:
     """Return the search after it has simulated its candidates, and the engines it could choose."""
+    apart = apart_policy(spec.routing, spec.engine.batching)
+    if apart is not None and "disaggregated" not in spec.search.roles:
+        raise InputError(
+            f"{apart} works on prefill and decode pools, which search.roles leaves out; add "
+            "disaggregated, or choose another policy"
+        )
     if spec.workload.rounds is not None:
         sessions = RoundsSearch(spec, trace, seed=seed, progress=progress)
-        sessions.search_rounds()
+        sessions.search_rounds(colocated=apart is None)
         return sessions, sessions.engines
     engines, refusals = enumerate_engines(spec, trace)
     if not engines:
         raise InfeasibleError(_nothing_fits(spec, refusals))
     search = Search(spec, trace, seed=seed, progress=progress)
-    if "mixed" in spec.search.roles:
+    if "mixed" in spec.search.roles and apart is None:
         search.search_mixed(engines)
-    if "disaggregated" in spec.search.roles and spec.engine.batching == "vllm":
+    if "disaggregated" in spec.search.roles and (apart or spec.engine.batching == "vllm"):
         search.search_disaggregated(engines)
     return search, engines
 

@@ -145,9 +145,7 @@ def _calibrated(case: Case) -> tuple[Spec, list[Kind], float]:
     engines, _ = fitting_engines(loose, trace)
     load = round_load(trace, engines[0].timing)
     kinds, _ = worker_kinds(loose, trace, load, engines, LOCAL_SHARE)
-    reference = next(
-        k for k in kinds if k.gpus == 4 and not k.prefill.pool.enable_expert_parallel
-    )
+    reference = next(k for k in kinds if k.gpus == 4 and not k.prefill.pool.enable_expert_parallel)
     bounds = _bounds(load, reference)
     question = _question(case, *bounds)
     kinds, _ = worker_kinds(question, trace, load, engines, LOCAL_SHARE)
@@ -215,7 +213,9 @@ def _served(plan: Plan, trace: Trace, seed: int) -> tuple[float, float]:
     return attained, np.nan if share is None else share
 
 
-def _of_programs(search: RoundsSearch, best: Scored, kinds: list[Kind]) -> tuple[float, float, float]:
+def _of_programs(
+    search: RoundsSearch, best: Scored, kinds: list[Kind]
+) -> tuple[float, float, float]:
     """Return what the plans of either reading of the program reach without simulation."""
     problem = split_problem(search.spec, kinds)
     with np.errstate(divide="ignore"):

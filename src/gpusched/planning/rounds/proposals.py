@@ -1,6 +1,7 @@
 """Splits worth simulating: the best of all GPUs, or the cheapest for each multiple of the load."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil
@@ -61,11 +62,19 @@ class Proposals:
         limit = self.spec.search.max_gpus
         return split_problem(self.spec, self.kinds, limit if gpus is None else gpus)
 
+    def _keeping(self, problem: SplitProblem) -> SplitProblem:
+        """Return a problem whose decode workers must hold every session under way, think times
+        included (A-6): no history is then evicted and computed anew."""
+        return replace(problem, held_tokens=self.load.held_tokens)
+
     def of_all_gpus(self, count: int) -> list[Proposal]:
         """Return up to ``count`` of the best splits of the whole cluster, each pair of single kinds
         represented, in the order of what the formulas expect."""
         problem = self.problem()
         splits = {split.counts: split for split in best_splits(problem, count)}
+        with suppress(InfeasibleError):
+            keeps = best_split(self._keeping(problem))
+            splits.setdefault(keeps.counts, keeps)
         for p, d in self._pairs():
             pre, dec = np.zeros_like(self.prices), np.zeros_like(self.prices)
             pre[p], dec[d] = problem.prefill_speed[p], problem.decode_speed[d]
@@ -78,8 +87,8 @@ class Proposals:
         return ranked[:count]
 
     def cheapest(self) -> list[Proposal]:
-        """Return the cheapest mix, and the cheapest pair of every two kinds, for each multiple of the
-        load that the cluster can carry.
+        """Return the cheapest mix, with and without room for all histories, and the cheapest pair of
+        every two kinds, for each multiple of the load that the cluster can carry.
 
         Raises:
             InfeasibleError: the cluster cannot carry the load.
@@ -93,7 +102,9 @@ class Proposals:
             if headroom > whole.capacity:
                 break
             for x, y in chain(
-                self._cheapest_mix(problem, headroom), self._cheapest_pairs(problem, headroom)
+                self._cheapest_mix(problem, headroom),
+                self._cheapest_mix(self._keeping(problem), headroom),
+                self._cheapest_pairs(problem, headroom),
             ):
                 least, most = capacity_of(problem, x, y)
                 splits.setdefault((x, y), Split(x, y, least, most, whole.capacity))

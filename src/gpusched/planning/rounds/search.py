@@ -51,8 +51,10 @@ class RoundsSearch(Search):
         self.passes = 0
         self.proposals: Proposals | None = None
 
-    def search_rounds(self) -> None:
+    def search_rounds(self, *, colocated: bool = True) -> None:
         """Search splits until the share of local prefills settles, then co-located engines.
+
+        Without ``colocated`` the latter are left out whatever the spec says.
 
         Raises:
             InfeasibleError: no kind of worker may serve a phase, or the cluster cannot carry the load.
@@ -68,7 +70,7 @@ class RoundsSearch(Search):
                 settled = abs(measured - self.local_share) < SETTLED
                 if not settled:
                     self.local_share = measured
-        if "mixed" in self.spec.search.roles:
+        if colocated and "mixed" in self.spec.search.roles:
             engines, _ = enumerate_engines(self.spec, self.trace)
             engines.sort(key=lambda engine: self.objective(self.at_least(engine)))
             self.search_mixed(engines[:COLOCATED_TRIED])
@@ -128,6 +130,19 @@ class RoundsSearch(Search):
             f"a second, {load.decode_tokens_per_s:.4g} decoded tokens a second, while a quarter of the "
             "rounds arrive fastest",
             f"{self.local_share:.1%} of incremental prefills run on decode workers ({found})",
+            f"sessions under way hold {load.held_tokens / 1e6:.3g} million tokens of KV cache, think times "
+            f"included; the decode workers have room for {self._room_tokens(scored) / 1e6:.3g} million, "
+            "the longest unused history goes first",
+        )
+
+    def _room_tokens(self, scored: Scored) -> int:
+        deployment = scored.deployment
+        return sum(
+            engine.kv_tokens * count
+            for engine, count, role in zip(
+                deployment.engines, deployment.counts, deployment.roles, strict=True
+            )
+            if role == "decode"
         )
 
     def split_of(self, scored: Scored) -> Split | None:

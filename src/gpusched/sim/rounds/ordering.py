@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpusched.compilation import cold_kernel, kernel, kernel_where
+from gpusched.compilation import cold_kernel, kernel_where
 from gpusched.policies.batching.on_time import next_on_time
 from gpusched.sim.blocks import prefix_hits
 from gpusched.sim.rounds.prediction import prefill_s

@@ -19,7 +19,7 @@ from gpusched.policies.routing.windowed import slot_of, window_sums
 from gpusched.sim.blocks import blocks_for
 from gpusched.sim.engine import cut_leap
 from gpusched.sim.entry import add_load, enqueue, push_pending, reject, wake
-from gpusched.sim.rounds.history import drop, link_newest, unlink
+from gpusched.sim.rounds.history import link_newest, unlink
 from gpusched.sim.rounds.leaving import count_bound, let_go
 from gpusched.sim.rounds.observing import bring_up
 from gpusched.sim.rounds.prediction import prefill_s

@@ -3,13 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusched.policies.batching.discipline import discipline
 from gpusched.policies.batching.on_time import LONGEST, SETS
 from gpusched.policies.routing.choice import PER_ROUND
 from gpusched.policies.routing.policy import RoutingPolicy
 from gpusched.policies.routing.windowed import SLOTS
 from gpusched.sim.fleet import Fleet, Pool
 from gpusched.sim.state import NONE, ROUND_SETTINGS, SESSION, WORKER, Rounds
-from gpusched.policies.batching.discipline import discipline
 from gpusched.traces.trace import Trace
 
 NO_PREFIX_TOKENS = 1 << 40
