@@ -106,7 +106,7 @@ def kernel_where(part: str, otherwise: Function) -> Callable[[Function], Functio
         def call(s: Any, *arguments: Any) -> Any:
             return (otherwise if getattr(s, part) is None else function)(s, *arguments)
 
-        options = {"forceinline": True, "error_model": "numpy", "nogil": True, "_nrt": False}
+        options: Any = {"forceinline": True, "error_model": "numpy", "nogil": True, "_nrt": False}
 
         @overload(call, strict=False, jit_options=options)
         def choose(s: Any, *arguments: Any) -> Any:

@@ -1,6 +1,7 @@
 """Placed rounds and on-time batching: the leaping kernel against the step-by-step reference."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 from fleets import timing, trace
@@ -18,7 +19,7 @@ EXAMPLES = 2000 if os.environ.get("GPUSCHED_FULL") == "1" else 100
 
 def sessions(
     n: int, rounds: int, rate_rps: float, seed: int, *, increment: int, output: int, think_s: float,
-    rewritten: float = 0.0,
+    rewritten: float = 0.0, least_output: int = 1,
 ) -> Trace:  # fmt: skip
     """Sessions whose prompts grow by an increment a round; some prompts are rewritten."""
     rng = np.random.default_rng(seed)
@@ -31,7 +32,7 @@ def sessions(
             if rng.random() < rewritten:
                 context = int(context * rng.random())
             prompt = context + int(rng.integers(1, increment + 1))
-            answer = int(rng.integers(1, output + 1))
+            answer = int(rng.integers(least_output, output + 1))
             rows.append((starts[session], session, k, prompt, answer))
             context = prompt + answer
     rows.sort()
@@ -93,6 +94,8 @@ def scenarios(draw) -> tuple[Fleet, Trace, ClosedLoop | None, int]:
                     "ampd+ttft_s=0.1+itl_s=0.02+window_s=1",
                     "ampd+ttft_s=0.02+itl_s=0.009+window_s=0.3",
                     "ampd+ttft_s=10+itl_s=0.01+window_s=0.1",
+                    "ampd+ttft_s=0.001+itl_s=0.001",
+                    "ampd+ttft_s=0.05+itl_s=0.02+alpha=0.5+beta=0.3+window_s=2",
                 ]
             )
         ),
@@ -123,14 +126,7 @@ def scenarios(draw) -> tuple[Fleet, Trace, ClosedLoop | None, int]:
     return fleet, requests, loop, seed
 
 
-@given(scenarios())
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-def test_leaping_equals_stepping(scenario):
-    fleet, requests, loop, seed = scenario
+def assert_rounds_equal(fleet, requests, loop, seed):
     assert_equal(fleet, requests, loop, seed, RoundsReference)
     result = simulate(fleet, requests, closed_loop=loop, seed=seed)
     reference = RoundsReference(fleet, requests, loop, seed).run()
@@ -140,3 +136,26 @@ def test_leaping_equals_stepping(scenario):
     )
     np.testing.assert_array_equal(result.rounds.evicted, [r.evicted for r in reference.requests])
     assert result.rounds.evictions == sum(e.evictions for e in reference.decode)
+
+
+@given(scenarios())
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+def test_leaping_equals_stepping(scenario):
+    assert_rounds_equal(*scenario)
+
+
+@given(scenarios(), st.sampled_from(["least-tokens", "power-of-two", "prefix-affinity"]))
+@settings(
+    max_examples=EXAMPLES // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+def test_on_time_batching_under_other_routing(scenario, routing):
+    fleet, requests, loop, seed = scenario
+    prefill, decode = fleet.pools
+    prefill = replace(prefill, batching="on-time+window=4+ttft_s=0.1")
+    assert_equal(replace(fleet, pools=(prefill, decode), routing=routing), requests, loop, seed)

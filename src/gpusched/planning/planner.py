@@ -10,10 +10,11 @@ from pathlib import Path
 from gpusched.domain.plan import Alternative, Certificate, Plan, Provenance
 from gpusched.domain.slo import show_s
 from gpusched.domain.spec import Spec
-from gpusched.errors import InfeasibleError
+from gpusched.errors import InfeasibleError, InputError
 from gpusched.planning.candidates import Engine, Refusal, enumerate_engines
 from gpusched.planning.rounds.search import RoundsSearch
 from gpusched.planning.search import Deployment, Scored, Search
+from gpusched.sim.fleet import apart_policy
 from gpusched.sim.result import SimulationResult
 from gpusched.traces.trace import Trace
 from gpusched.traces.workload import load_workload
@@ -75,17 +76,23 @@ def _searched(
     spec: Spec, trace: Trace, seed: int, progress: Callable[[str], None] | None
 ) -> tuple[Search, list[Engine]]:
     """Return the search after it has simulated its candidates, and the engines it could choose."""
+    apart = apart_policy(spec.routing, spec.engine.batching)
+    if apart is not None and "disaggregated" not in spec.search.roles:
+        raise InputError(
+            f"{apart} works on prefill and decode pools, which search.roles leaves out; add "
+            "disaggregated, or choose another policy"
+        )
     if spec.workload.rounds is not None:
         sessions = RoundsSearch(spec, trace, seed=seed, progress=progress)
-        sessions.search_rounds()
+        sessions.search_rounds(colocated=apart is None)
         return sessions, sessions.engines
     engines, refusals = enumerate_engines(spec, trace)
     if not engines:
         raise InfeasibleError(_nothing_fits(spec, refusals))
     search = Search(spec, trace, seed=seed, progress=progress)
-    if "mixed" in spec.search.roles:
+    if "mixed" in spec.search.roles and apart is None:
         search.search_mixed(engines)
-    if "disaggregated" in spec.search.roles and spec.engine.batching == "vllm":
+    if "disaggregated" in spec.search.roles and (apart or spec.engine.batching == "vllm"):
         search.search_disaggregated(engines)
     return search, engines
 
@@ -94,7 +101,7 @@ def _certificate(
     search: Search, best: Scored, engines: list[Engine], seconds: float
 ) -> Certificate:
     objective = search.spec.objective
-    split = search.split_of(best.deployment) if isinstance(search, RoundsSearch) else None
+    split = search.split_of(best) if isinstance(search, RoundsSearch) else None
     if objective == "goodput":
         value = best.figure("goodput_rps")
         span_s = max(best.figure("simulated_s"), 1e-9)
@@ -204,7 +211,7 @@ def _binding(search: Search, best: Scored) -> str:
         else:
             reasons.append(
                 f"{_missed(search.spec, fewer)}: with {count - 1} {kind}"
-                f"{'s' if count > 2 else ''} only {share:.1%} of requests meet it"
+                f"{'s' if count > 2 else ''} only {share:.1%} of {search.counted} meet it"
             )
     return "; ".join(reasons)
 
@@ -221,7 +228,7 @@ def _next_smaller(search: Search, best: Scored) -> str:
         return "nothing smaller fits: one replica is the least there can be"
     nearest = max(lesser, key=lambda s: s.attainment)
     share = nearest.reached
-    return f"{_missed(search.spec, nearest)}: {nearest.plan.summary} would meet it for only {share:.1%} of requests"
+    return f"{_missed(search.spec, nearest)}: {nearest.plan.summary} would meet it for only {share:.1%} of {search.counted}"
 
 
 def _assumptions(spec: Spec, trace: Trace, plan: Plan) -> tuple[str, ...]:
@@ -293,7 +300,7 @@ def _too_few_gpus(spec: Spec, search: Search, engines: list[Engine]) -> str:
     return (
         f"the cluster cannot meet the objectives; the tightest constraint is {missed}. The nearest "
         f"deployment, {nearest.plan.summary}, meets it for {nearest.by_bound[name, bound]:.1%} of "
-        f"requests, {share:.4g} asked. Any of these would help: {', '.join(remedies)}."
+        f"{search.counted}, {share:.4g} asked. Any of these would help: {', '.join(remedies)}."
     )
 
 

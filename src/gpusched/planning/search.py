@@ -97,6 +97,8 @@ class Search:
     """Simulates deployments of a spec on a trace, each once."""
 
     solver = "enumeration, least-work bounds, bisection by simulation"
+    counted = "requests"
+    """What meets the objectives or not."""
 
     def __init__(
         self, spec: Spec, trace: Trace, *, seed: int, progress: Callable[[str], None] | None = None

@@ -25,6 +25,9 @@ PAPERS = {
         "2504.11320",
         "wait",
     ),
+    "ampd": Paper(
+        "Efficient multi-round LLM inference over disaggregated serving", "2602.14516", "ampd"
+    ),
     "sbs": Paper("Staggered batch scheduling", "2512.16134", "sbs"),
     "cascadia": Paper(
         "Cascadia: an efficient cascade serving system for large language models",

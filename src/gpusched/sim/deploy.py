@@ -7,6 +7,8 @@ from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.parallel import Parallelism
 from gpusched.domain.plan import Plan, PlannedPool
 from gpusched.errors import InfeasibleError, InputError
+from gpusched.policies.batching.discipline import discipline
+from gpusched.policies.routing.policy import routing_policy
 from gpusched.sim.fleet import Fleet, KvLink, Pool
 from gpusched.timing.iteration import TimingModel, timing_model
 from gpusched.timing.memory import Memory, memory
@@ -85,7 +87,7 @@ def fleet_for(plan: Plan) -> Fleet:
                 kv_blocks=blocks,
                 replicas=pool.replicas,
                 role=pool.role,
-                batching=pool.engine.batching if pool.role == "mixed" else "vllm",
+                batching=pool_batching(plan, pool),
                 block_tokens=pool.engine.block_size,
                 max_num_seqs=pool.engine.max_num_seqs,
                 max_num_batched_tokens=budget,
@@ -100,7 +102,30 @@ def fleet_for(plan: Plan) -> Fleet:
     if any(pool.role == "decode" for pool in plan.pools):
         rate = min(link_rates(plan))
         link = KvLink(RDMA_LATENCY_S, kv_token_s(model, plan.kv_cache_dtype, rate))
-    return Fleet(tuple(pools), link, plan.routing, plan.decode_routing, plan.admission)
+    routing = with_bounds(plan, plan.routing, routing_policy(plan.routing).parameters)
+    return Fleet(tuple(pools), link, routing, plan.decode_routing, plan.admission)
+
+
+def pool_batching(plan: Plan, pool: PlannedPool) -> str:
+    """Return how a pool batches: prefill pools first come first served, unless by deadline."""
+    chosen = discipline(pool.engine.batching)
+    if pool.role == "mixed":
+        return pool.engine.batching
+    if pool.role == "decode" or not chosen.window:
+        return "vllm"
+    return with_bounds(plan, pool.engine.batching, chosen.parameters)
+
+
+def with_bounds(plan: Plan, policy: str, parameters: tuple[str, ...]) -> str:
+    """Return a policy with the tightest bounds of the plan's objectives for those that it has as
+    parameters and does not set itself."""
+    given = {setting.partition("=")[0] for setting in policy.split("+")[1:]}
+    for parameter, bound in (("ttft_s", "ttft_s"), ("itl_s", "tpot_s")):
+        bounds = [getattr(slo, bound) for slo in plan.slo.classes.values()]
+        known = [value for value in bounds if value is not None]
+        if parameter in parameters and parameter not in given and known:
+            policy += f"+{parameter}={min(known):.12g}"
+    return policy
 
 
 def link_rates(plan: Plan) -> Iterable[float]:

@@ -19,6 +19,13 @@ from gpusched.timing.compiled import CompiledTiming
 Role = Literal["mixed", "prefill", "decode"]
 
 
+def apart_policy(routing: str, batching: str) -> str | None:
+    """Return which of the policies works only where prefill and decode have pools of their own."""
+    if routing_policy(routing).kind == PER_ROUND:
+        return f"routing {routing}"
+    return f"batching {batching}" if discipline(batching).window else None
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Replicas of one kind with one role.
@@ -179,7 +186,7 @@ class Fleet:
                 f"routing: {routing.name} places the rounds of sessions on prefill and decode pools; "
                 "the fleet has " + " and ".join(sorted(roles)) + " ones"
             )
-        if routing.kind != PER_ROUND or self.decode_routing not in (None, self.routing):
+        if decode_routing.name != routing.name:
             raise InputError(
                 f"decode_routing: {decode_routing.name} does not go with routing {routing.name}: a "
                 "policy that places rounds also binds each session to a decode replica; leave "

@@ -280,7 +280,7 @@ class Rounds(NamedTuple):
     workers: NDArray[np.void]
     """A record an engine."""
     continues: NDArray[np.bool_]
-    """Requests whose prompt begins with all of the round before."""
+    """Requests whose prompt begins with all of the round before, of which some KV cache was kept."""
     relied: NDArray[np.int32]
     """KV tokens that a request counts on finding on its decode engine."""
     predicted_s: NDArray[np.float64]

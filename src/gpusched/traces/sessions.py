@@ -10,6 +10,9 @@ from gpusched.traces.trace import Trace
 TOKEN_S = 0.03
 """Taken off the gap between rounds for every token of the answer before: the rest is think time."""
 
+LEAST_COMMON = 16
+"""Requests that begin alike before what they share counts as a system prompt, in short traces."""
+
 
 def sessions_from_prefixes(trace: Trace) -> Trace:
     """Return a trace whose requests continue one another where their contexts grow.
@@ -26,7 +29,7 @@ def sessions_from_prefixes(trace: Trace) -> Trace:
         raise InputError(f"{trace.name}: has no block ids to tell sessions by")
     n = len(trace)
     full = np.minimum(np.diff(prefix.offsets), trace.prompt_tokens // prefix.block_tokens)
-    common = np.bincount(prefix.block_ids, minlength=prefix.n_blocks) > max(n // 10, 1)
+    common = np.bincount(prefix.block_ids, minlength=prefix.n_blocks) > max(n // 10, LEAST_COMMON)
     open_end: dict[int, int] = {}
     session = np.empty(n, np.int32)
     number = np.zeros(n, np.int32)

@@ -32,6 +32,8 @@ class RoundLoad:
     context_tokens: Floats
     """Mean context while the answer is decoded."""
     output_tokens: Floats
+    held_s: Floats
+    """Time from a round's arrival to the next of its session, or to its own end, on idle workers."""
     rounds_per_s: float
     """Rounds that arrive a second in the busiest part of the trace."""
 
@@ -60,6 +62,12 @@ class RoundLoad:
         """Mean context of a decoded token."""
         steps = self.output_tokens - 1
         return float((steps * self.context_tokens).sum() / max(steps.sum(), 1.0))
+
+    @property
+    def held_tokens(self) -> float:
+        """Contexts of all sessions under way, tokens: what decode workers hold if none is evicted."""
+        context = self.history_tokens + self.new_tokens + self.output_tokens
+        return self.rounds_per_s * float((context * self.held_s).mean())
 
     def prefill_s(self, timing: TimingModel) -> Floats:
         """Return the time of each round's prefill on an idle worker."""
@@ -104,6 +112,9 @@ def round_load(trace: Trace, timing: TimingModel) -> RoundLoad:
     served_s = prefill_s(timing, history, prompt - history)
     served_s += (output - 1.0) * timing.decode_s(1, float(prompt.mean()))
     arrival_s = _arrivals_s(trace, order, later, served_s)
+    held_s = served_s.copy()
+    if trace.think_s is not None:
+        held_s[order[:-1]] += np.where(later[1:], trace.think_s[order[1:]], 0.0)
     return RoundLoad(
         session=session,
         first=first,
@@ -111,6 +122,7 @@ def round_load(trace: Trace, timing: TimingModel) -> RoundLoad:
         new_tokens=prompt - history,
         context_tokens=prompt + output / 2.0,
         output_tokens=output,
+        held_s=held_s,
         rounds_per_s=_busy_rate(arrival_s),
     )
 

@@ -85,4 +85,4 @@ def choose_branch(
 @kernel
 def is_local(branch):
     """Whether a branch keeps the prefill on the decode worker."""
-    return branch == LOCAL or branch == LEAST_BAD_LOCAL
+    return branch in (LOCAL, LEAST_BAD_LOCAL)

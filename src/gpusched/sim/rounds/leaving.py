@@ -36,7 +36,8 @@ def end_request(s, e, r, now_s):
 def end_round(s, e, r, now_s):
     """Keep the KV cache of a finished round that is not its session's last, on its decode engine.
 
-    An answer of one token may end on a prefill engine: its decode engine keeps what it had.
+    An answer of one token may end on a prefill engine: its decode engine keeps what it had, if
+    anything.
     """
     if not s.rounds.settings[0].keeps:
         return
@@ -53,6 +54,8 @@ def end_round(s, e, r, now_s):
         session.blocks = blocks_for(s.engines[d], session.tokens)
         s.engines[d].free -= session.blocks
         link_newest(s, d, i)
+    elif s.rounds.relied[r] == 0 and session.tokens == 0:
+        s.rounds.continues[request.follower] = False
     count_bound(s, i, session.tokens)
 
 

@@ -2,7 +2,7 @@
 
 from bisect import insort
 from collections import OrderedDict, deque
-from math import inf
+from collections.abc import Mapping
 
 from gpusched.policies.batching.order import FCFS
 from gpusched.policies.routing.adaptive import ADAPTIVE, HOME
@@ -17,7 +17,8 @@ from gpusched.traces.trace import Trace
 class RoundsRequest(Request):
     """A round of a session, and what was done with it."""
 
-    home: "RoundsEngine | None" = None
+    number: int = 0
+    """Of its session."""
     relied: int = 0
     history: int = 0
     branch: int = 0
@@ -37,13 +38,13 @@ class RoundsEngine(Engine):
         self.shipping_histories: dict[int, int] = {}
         self.bound: dict[int, int] = {}
         """Context of the sessions bound here."""
-        self.queued: list[Request] = []
+        self.queued: list[RoundsRequest] = []
         self.queue_s = 0.0
         self.evictions = 0
         self.observed: deque[tuple[float, float]] = deque()
         """Time and value of each latency."""
 
-    def history_blocks(self, histories: dict[int, int]) -> int:
+    def history_blocks(self, histories: Mapping[int, int]) -> int:
         """KV blocks of histories."""
         return sum(self.blocks_for(tokens) for tokens in histories.values())
 
@@ -74,8 +75,7 @@ class RoundsEngine(Engine):
     def start(self, request: Request, budget: int, now_s: float) -> tuple[int, bool]:
         """Admit a request if it fits, with what it finds of its history."""
         assert isinstance(request, RoundsRequest)
-        session = request.session
-        assert session is not None
+        session = request.number
         own = 0
         if self.pool.role == "decode":
             if request.relied and self.idle_histories.get(session) != request.relied:
@@ -125,27 +125,28 @@ class RoundsReference(Reference):
         self, fleet: Fleet, trace: Trace, closed_loop: ClosedLoop | None = None, seed: int = 0
     ) -> None:
         super().__init__(fleet, trace, closed_loop, seed)
+        chained = trace.think_s is not None and trace.round is not None
         for request in self.requests:
             request.__class__ = RoundsRequest
-        if trace.think_s is None or trace.round is None or trace.session_id is None:
-            for request in self.requests:
-                request.session = request.index
+            own = request.session if chained else None
+            round_of(request).number = request.index if own is None else own
         for request in self.requests:
-            follower = request.follower
-            if follower is not None:
-                follower.continues = follower.prompt >= request.prompt + request.output
+            if request.follower is not None:
+                context = request.prompt + request.output
+                round_of(request.follower).continues = request.follower.prompt >= context
         self.homes: dict[int, RoundsEngine] = {}
 
     def look_at_pending(self, request: Request, now_s: float) -> None:
         """End the shipping of a history, or what else was put off."""
-        if request.shipping:
-            self.take_history(request, now_s)
+        if round_of(request).shipping:
+            self.take_history(round_of(request), now_s)
         else:
             super().look_at_pending(request, now_s)
 
     def enter(self, request: Request, now_s: float) -> None:
         """Bind a session and place a round's prefill."""
-        session = request.session
+        request = round_of(request)
+        session = request.number
         if session not in self.homes:
             self.homes[session] = self.bind(now_s)
         home = self.homes[session]
@@ -160,7 +161,7 @@ class RoundsReference(Reference):
             request.evicted = True
         home.bound[session] = request.prompt + self.expected_output
         request.history = request.relied = home.idle_histories.get(session, 0)
-        engine = self.place(home, request, now_s)
+        engine = self.place_round(home, request, now_s)
         request.predicted_s = engine.prefill_s(request.prompt - request.history, request.history)
         engine.queued.append(request)
         engine.queue_s += request.predicted_s
@@ -181,15 +182,16 @@ class RoundsReference(Reference):
 
     def bind(self, now_s: float) -> RoundsEngine:
         """The decode engine of least memory use."""
-        started = [e for e in self.decode if e.pool.startup_s <= now_s]
+        engines = [engine_of(e) for e in self.decode]
+        started = [e for e in engines if e.pool.startup_s <= now_s]
         if not started:
-            return min(self.decode, key=lambda e: e.pool.startup_s)
+            return min(engines, key=lambda e: e.pool.startup_s)
         return min(
             started,
             key=lambda e: sum(e.bound.values()) / float(e.kv_blocks * e.pool.block_tokens),
         )
 
-    def place(self, home: RoundsEngine, request: RoundsRequest, now_s: float) -> RoundsEngine:
+    def place_round(self, home: RoundsEngine, request: RoundsRequest, now_s: float) -> RoundsEngine:
         """AMPD's rule."""
         policy, link = self.routing, self.fleet.link
         history, new = request.history, request.prompt - request.history
@@ -202,7 +204,7 @@ class RoundsReference(Reference):
 
         predicted = {
             e: max(ready_s(e), ships_s(history)) + e.prefill_s(new, history) + ships_s(new)
-            for e in self.entry
+            for e in map(engine_of, self.entry)
             if e.blocks_for(request.prompt) <= e.kv_blocks
         }
         if not predicted:
@@ -224,7 +226,7 @@ class RoundsReference(Reference):
             itl_s = float(home.timing.decode_s[1])
         decode_well = itl_s <= policy.beta * policy.itl_s and itl_s + extra_s <= policy.itl_s
         prefill_well = ttft_s <= policy.alpha * policy.ttft_s
-        sooner = local_s <= predicted.get(away, inf)
+        sooner = local_s <= predicted[away]
         if decode_well and (not prefill_well or sooner):
             request.branch = 1
         elif prefill_well or predicted[away] <= policy.ttft_s:
@@ -240,7 +242,7 @@ class RoundsReference(Reference):
 
     def take_history(self, request: RoundsRequest, now_s: float) -> None:
         """End the shipping of a history; the round takes its place in the queue."""
-        session, engine = request.session, request.destination
+        session, engine = request.number, engine_of(request.destination)
         home = self.homes[session]
         request.shipping = False
         home.idle_histories[session] = home.shipping_histories.pop(session)
@@ -249,14 +251,14 @@ class RoundsReference(Reference):
         request.computed = request.history
         self.enqueue(engine, request, now_s)
         queue = engine.waiting
-        if engine.policy.order == FCFS and len(queue) > 1:
-            if queue[-2].arrival_s > request.arrival_s:
-                queue.pop()
-                later = [r.arrival_s > request.arrival_s for r in queue]
-                queue.insert(later.index(True), request)
+        later = [r.arrival_s > request.arrival_s for r in queue]
+        if engine.policy.order == FCFS and len(queue) > 1 and later[-2]:
+            queue.pop()
+            queue.insert(later.index(True), request)
 
-    def give_token(self, engine: RoundsEngine, request: Request, now_s: float) -> None:
+    def give_token(self, engine: Engine, request: Request, now_s: float) -> None:
         """Count one token, and note its latency."""
+        engine, request = engine_of(engine), round_of(request)
         if request in engine.active and engine.pool.role == "decode":
             engine.observed.append((now_s, now_s - request.last_token_s))
         elif request.produced == 0:
@@ -270,19 +272,20 @@ class RoundsReference(Reference):
 
     def decode_engine(self, engine: Engine, request: Request, now_s: float) -> Engine | None:
         """The engine that the session is bound to."""
-        return None if engine.pool.role == "decode" else self.homes[request.session]
+        return None if engine.pool.role == "decode" else self.homes[round_of(request).number]
 
-    def shipped_tokens(self, target: RoundsEngine, request: RoundsRequest) -> int:
+    def shipped_tokens(self, target: Engine, request: Request) -> int:
         """What the decode engine lacks."""
-        if request.relied and request.session not in target.idle_histories:
+        request = round_of(request)
+        if request.relied and request.number not in engine_of(target).idle_histories:
             request.relied = 0
             request.evicted = True
         return request.computed - request.relied
 
-    def complete(self, engine: RoundsEngine, request: Request, now_s: float) -> None:
+    def complete(self, engine: Engine, request: Request, now_s: float) -> None:
         """Finish a round and keep its history."""
         super().complete(engine, request, now_s)
-        session = request.session
+        session = round_of(request).number
         home = self.homes[session]
         home.bound.pop(session, None)
         if request.follower is None:
@@ -290,4 +293,18 @@ class RoundsReference(Reference):
             return
         if engine is home:
             home.idle_histories[session] = request.final_tokens
+        elif not round_of(request).relied and session not in home.idle_histories:
+            round_of(request.follower).continues = False
         home.bound[session] = home.idle_histories.get(session, 0)
+
+
+def engine_of(engine: Engine | None) -> RoundsEngine:
+    """An engine as what it is here."""
+    assert isinstance(engine, RoundsEngine)
+    return engine
+
+
+def round_of(request: Request) -> RoundsRequest:
+    """A request as what it is here."""
+    assert isinstance(request, RoundsRequest)
+    return request
