@@ -31,6 +31,7 @@ PAPERS = {
         "2602.02987",
         "gate_and_route",
     ),
+    "experts": Paper("Topology-aware placement of experts", "2508.09229", "experts"),
 }
 
 
