@@ -86,10 +86,13 @@ def check_caps(program: Program) -> None:
             f"{layers * items} experts of {layers} layers must be placed, but there is room for "
             f"{int(held.sum())}: {' and '.join(parts)}; raise the caps or add servers"
         )
-    copies = _most_copies(program)
-    if copies > (allowed := int((program.layer_cap > 0).sum(axis=1).min())):
+    most = _copies(program).max(axis=1)
+    allowed = (program.layer_cap > 0).sum(axis=1)
+    if (most > allowed).any():
+        layer = int((most - allowed).argmax())
         raise InfeasibleError(
-            f"an expert has {copies} copies, but only {allowed} servers may hold one each"
+            f"an expert of layer {layer} has {most[layer]} copies, "
+            f"but only {allowed[layer]} servers may hold one each"
         )
 
 
@@ -99,10 +102,11 @@ def _names(servers: Ints) -> str:
     return ", ".join(str(s) for s in servers[:8]) + (", ..." if len(servers) > 8 else "")
 
 
-def _most_copies(program: Program) -> int:
-    experts = program.cost.shape[1]
-    flat = np.arange(len(program.expert_of))[:, None] * experts + program.expert_of
-    return int(np.bincount(flat.ravel()).max())
+def _copies(program: Program) -> Ints:
+    """Return the items of each expert, shape (layers, experts)."""
+    layers, experts = program.cost.shape[:2]
+    flat = np.arange(layers)[:, None] * experts + program.expert_of
+    return np.bincount(flat.ravel(), minlength=layers * experts).reshape(layers, experts)
 
 
 def solve(
@@ -187,9 +191,7 @@ def dual_bound(program: Program, cost: Ints, potential: Ints) -> float:
     mu = np.maximum(potential[layers * servers + servers] - outer, 0)
     v = np.maximum(outer[None, :] - inner, 0)
     priced = cost + (v + mu[None, :])[:, None, :]
-    experts = cost.shape[1]
-    flat = np.arange(layers)[:, None] * experts + program.expert_of
-    copies = np.bincount(flat.ravel(), minlength=layers * experts).reshape(layers, experts)
+    copies = _copies(program)
     most = int(copies.max())
     if most == 1:
         least = int(priced.min(axis=2)[copies == 1].sum())
