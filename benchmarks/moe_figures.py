@@ -12,7 +12,10 @@ from gpusched.reproduce.claim import Setting
 from gpusched.reproduce.registry import reproduce
 
 DOCS = Path(__file__).parents[1] / "docs"
-PICTURES = {"experts": ("saving", "place-experts.svg")}
+PICTURES = {
+    "experts": ("saving", "place-experts.svg"),
+    "probe": ("shift", "expert-balancing.svg"),
+}
 LIGHT = "--ink:#1b2430;--soft:#5b6776;--grid:#e4e8ee;--c0:#1f6fb2;--c1:#d9822b;--c2:#2a8f6b;--c3:#8e5bb5;--c4:#b3476c;--c5:#6b7785"
 DARK = "--ink:#e8edf3;--soft:#9aa7b6;--grid:#2b3542;--c0:#5aa9e6;--c1:#f0a860;--c2:#5cc9a0;--c3:#b893dd;--c4:#e383a6;--c5:#98a5b3"
 STYLE = (

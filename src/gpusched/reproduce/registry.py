@@ -32,6 +32,7 @@ PAPERS = {
         "gate_and_route",
     ),
     "experts": Paper("Topology-aware placement of experts", "2508.09229", "experts"),
+    "probe": Paper("PROBE: real-time balancing of expert parallelism", "2602.00509", "probe"),
 }
 
 
