@@ -40,6 +40,8 @@ PAPERS = {
         "gate_and_route",
     ),
     "bprr": Paper("Block placement and request routing for PETALS", "2512.21884", "bprr"),
+    "experts": Paper("Topology-aware placement of experts", "2508.09229", "experts"),
+    "probe": Paper("PROBE: real-time balancing of expert parallelism", "2602.00509", "probe"),
 }
 
 

@@ -21,16 +21,16 @@ def pool_timing(plan: Plan, pool: PlannedPool) -> TimingModel:
     """Return the timing model of a pool's engines."""
     return _timing(
         plan.model, pool.gpu, pool.parallelism, plan.weights_dtype, plan.kv_cache_dtype,
-        pool.engine.framework, plan.timing,
+        pool.engine.framework, plan.timing, pool.engine.expert_imbalance,
     )  # fmt: skip
 
 
 @lru_cache(maxsize=512)
 def _timing(
     model: str, gpu: str, parallelism: Parallelism, weights_dtype: str, kv_cache_dtype: str,
-    framework: str, file: str | None,
+    framework: str, file: str | None, expert_imbalance: float | None,
 ) -> TimingModel:  # fmt: skip
-    return timing_model(
+    timing = timing_model(
         load_model(model),
         load_gpu(gpu),
         parallelism,
@@ -39,6 +39,9 @@ def _timing(
         framework=framework,
         file=file,
     )
+    if expert_imbalance is None or parallelism.ep == 1:
+        return timing
+    return timing.at_imbalance(expert_imbalance)
 
 
 def pool_memory(plan: Plan, pool: PlannedPool) -> Memory:

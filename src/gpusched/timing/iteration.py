@@ -1,7 +1,7 @@
 """Time of one iteration of an engine, for any mix of prefill chunks and decodes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from gpusched.domain.dtypes import KV_BYTES, WEIGHT_BYTES
 from gpusched.domain.gpu import Gpu
 from gpusched.domain.model import GroupedQueryAttention, Model
 from gpusched.domain.parallel import Parallelism
+from gpusched.errors import InputError
 from gpusched.timing.coefficients import Coefficients, coefficients_for
 from gpusched.timing.collectives import all_reduce_s, expert_exchange_s, stage_hop_s
 from gpusched.timing.compiled import CompiledTiming
@@ -156,6 +157,24 @@ class TimingModel:
         b = np.asarray(batch, np.float64)
         whole = self.tokens_s(graph_size(b)) + self.logits_s(b) + self.decode_fixed_s
         return np.where(b > 0, whole, 0.0)
+
+    def at_imbalance(self, ratio: float) -> "TimingModel":
+        """Return the engine with a measured or planned imbalance of experts in place of the fitted
+        one: its busiest expert-parallel rank does ``ratio`` times the mean's work.
+
+        Raises:
+            InputError: ``ratio`` is below 1 or the experts are not spread over ranks.
+        """
+        if not 1.0 <= ratio < np.inf:
+            raise InputError(f"expert_imbalance: must be at least 1, got {ratio:g}")
+        if self.model.moe is None or self.parallelism.ep < 2:
+            raise InputError(
+                "expert_imbalance: the engine has no experts spread over ranks; "
+                "set enable_expert_parallel or leave it out"
+            )
+        per_doubling = (ratio - 1.0) / np.log2(self.parallelism.ep)
+        coefficients = replace(self.coefficients, ep_imbalance=float(per_doubling))
+        return replace(self, coefficients=coefficients)
 
     def compile(self, max_tokens: int = 8192, max_seqs: int = 1024) -> CompiledTiming:
         """Return the model as arrays for batches of up to the given sizes."""

@@ -10,3 +10,4 @@ from gpusched.cli.place import layers  # noqa: E402, F401
 from gpusched.cli.place import blocks  # noqa: E402
 
 app.command("blocks")(blocks.place_blocks)
+from gpusched.cli.place import experts  # noqa: E402, F401
