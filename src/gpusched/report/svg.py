@@ -84,6 +84,7 @@ def line_chart(
     y_label: str,
     rules: Sequence[Rule] = (),
     log_x: bool = False,
+    y_low: float = 0.0,
     y_top: float | None = None,
 ) -> str:
     """Return curves with a legend, straight rules and values under the pointer."""
@@ -99,7 +100,7 @@ def line_chart(
         low = max(low, high * 1e-5)
     x = Scale(low, high, LEFT, WIDTH - RIGHT, log_x)
     top = y_top if y_top is not None else (float(ys.max()) * 1.05 if len(ys) else 1.0) or 1.0
-    y = Scale(0.0, top, HEIGHT - BOTTOM, TOP)
+    y = Scale(y_low, top, HEIGHT - BOTTOM, TOP)
     body = _axes(x, y, x_label, y_label)
     for i, line in enumerate(lines):
         if line.half_width is not None and np.isfinite(line.half_width).all():
