@@ -5,7 +5,17 @@ import sys
 
 import typer
 
-from gpusched.cli import calibrate_vote, catalog, compare, demo, place, plan, reproduce, simulate, trace
+from gpusched.cli import (
+    calibrate_vote,
+    catalog,
+    compare,
+    demo,
+    place,
+    plan,
+    reproduce,
+    simulate,
+    trace,
+)
 from gpusched.errors import GpuschedError
 
 app = typer.Typer(

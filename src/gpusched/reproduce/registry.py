@@ -31,6 +31,12 @@ PAPERS = {
         "2602.02987",
         "gate_and_route",
     ),
+    "best-of-infinity": Paper("Best-of-infinity", "2509.21091", "best_of_infinity"),
+    "safety-game": Paper(
+        "Safety Game: inference-time alignment of black-box LLMs via constrained optimization",
+        "2510.09330",
+        "safety_game",
+    ),
 }
 
 

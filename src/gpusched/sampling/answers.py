@@ -13,7 +13,9 @@ Kind = Literal["boxed", "choice", "number", "json", "regex", "tool-call", "text"
 Message = Mapping[str, Any]
 """A chat completion's message: ``content`` and perhaps ``tool_calls``."""
 
-_NUMBER = re.compile(r"(?:(?<!\w)[-+])?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?=\D|$)")
+_NUMBER = re.compile(
+    r"(?:(?<!\w)[-+])?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?=\D|$)"
+)
 _CHOICE_SAID = re.compile(
     r"(?:answer|option|choice)\s*(?:is|:)?\s*[*_$({\[]*\\?(?:text|boxed)?\{?\(?([A-Z])\b", re.I
 )
@@ -107,7 +109,9 @@ def _choice(text: str, form: AnswerFormat) -> str | None:
             return str(letters[0].upper())
     said = [letter.upper() for letter in _CHOICE_SAID.findall(text)]
     alone = re.findall(rf"(?<![A-Za-z'])\(?([{re.escape(allowed)}])(?![A-Za-z'])", text)
-    return next((letter for letter in (*reversed(said), *reversed(alone)) if letter in allowed), None)
+    return next(
+        (letter for letter in (*reversed(said), *reversed(alone)) if letter in allowed), None
+    )
 
 
 def _number(text: str, form: AnswerFormat) -> str | None:

@@ -26,7 +26,9 @@ class Tally(NamedTuple):
     @property
     def lead(self) -> int:
         """Votes by which the leader is ahead of the next answer."""
-        return self.counts[0] - (self.counts[1] if len(self.counts) > 1 else 0) if self.counts else 0
+        return (
+            self.counts[0] - (self.counts[1] if len(self.counts) > 1 else 0) if self.counts else 0
+        )
 
     def after_leader_votes(self, more: int) -> "Tally":
         """Return the tally after ``more`` further votes for the leader."""

@@ -1,6 +1,5 @@
 """A model behind an OpenAI-compatible endpoint, asked asynchronously."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -126,7 +125,7 @@ class Endpoint:
                     said = (await response.text())[:200]
                     raise EndpointError(f"{address}: status {response.status}: {said}")
                 return _sample(await response.json(content_type=None), address)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise EndpointError(f"{address}: no answer within {self.timeout_s:g} s") from None
         except aiohttp.ClientError as error:
             raise EndpointError(f"{address}: {type(error).__name__}: {error}") from None

@@ -6,9 +6,10 @@ limit of majority voting is right on a prompt where the right answer has the mix
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gpusched.errors import InputError
 
@@ -63,18 +64,18 @@ class AnswerRates:
         return cls(rates, answers.index(gold) if gold in answers else -1)
 
 
-def margins(prompts: Sequence[AnswerRates], weights: Sequence[float]) -> Floats:
+def margins(prompts: Sequence[AnswerRates], weights: ArrayLike) -> Floats:
     """Return by how much the right answer leads on each prompt; not positive where it is not first."""
     w = np.asarray(weights, float)
     return np.array([(prompt.leads @ w).min() for prompt in prompts])
 
 
-def limit_correct(prompts: Sequence[AnswerRates], weights: Sequence[float]) -> int:
+def limit_correct(prompts: Sequence[AnswerRates], weights: ArrayLike) -> int:
     """Return on how many prompts unlimited votes are right; ties are not."""
     return int((margins(prompts, weights) > TIE).sum())
 
 
-def single_correct(prompts: Sequence[AnswerRates], weights: Sequence[float]) -> float:
+def single_correct(prompts: Sequence[AnswerRates], weights: ArrayLike) -> float:
     """Return the mean number of prompts on which one sample is right: linear in the weights."""
     w = np.asarray(weights, float)
     return float(sum(w @ prompt.rates[:, prompt.gold] for prompt in prompts if prompt.gold >= 0))
@@ -100,7 +101,7 @@ def sweep_pair(prompts: Sequence[AnswerRates]) -> tuple[int, float, float]:
         ends |= {float(end) for end in zero[np.isfinite(zero)] if 0.0 < end < 1.0}
     cuts = sorted(ends)
     best = (-1, 0.0, 0.0)
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         if high - low <= TIE:
             continue
         middle = (low + high) / 2

@@ -60,9 +60,7 @@ def replay(
             raise InputError(f"{name}: at least one is needed")
     rng = np.random.default_rng(seed)
     shape = (len(log), trials)
-    found = {
-        name: Outcome(np.zeros(shape), np.zeros(shape), np.zeros(shape)) for name in rules
-    }
+    found = {name: Outcome(np.zeros(shape), np.zeros(shape), np.zeros(shape)) for name in rules}
     for q, prompt in enumerate(log):
         progress(f"replay: {q} of {len(log)} prompts")
         target = right_answer(prompt)

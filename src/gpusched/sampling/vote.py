@@ -196,9 +196,7 @@ class _Run:
                 wait = None if deadline is None else max(deadline - monotonic(), 0.0)
                 waiting = [launch.task for launch in self.open if not launch.task.done()]
                 if waiting:
-                    await asyncio.wait(
-                        waiting, timeout=wait, return_when=asyncio.FIRST_COMPLETED
-                    )
+                    await asyncio.wait(waiting, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
                 late = deadline is not None and monotonic() >= deadline
                 self._judge(everything=self.eager or late)
                 if late:

@@ -223,7 +223,7 @@ def presolved(leads: Floats, margin: float, most: float | None = None) -> Floats
     if (leads.max(axis=1) < margin).any():
         return None
     rows = np.unique(leads[leads.min(axis=1) < (margin if most is None else most)], axis=0)
-    below = (rows[:, None, :] <= rows[None, :, :]).all(axis=2)
+    below: NDArray[np.bool_] = np.asarray((rows[:, None, :] <= rows[None, :, :]).all(axis=2))
     np.fill_diagonal(below, False)
     kept: Floats = np.ascontiguousarray(rows[~below.any(axis=0)])
     return kept
