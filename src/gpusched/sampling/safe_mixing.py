@@ -123,8 +123,7 @@ def _solve(value: Floats, cost: Floats, rules: MixingRules) -> Lotteries:
     rows = np.arange(len(value))
     worst = cost + 2.0 * rules.score_error
     worst[:, 0] = 0.0
-    barred = cost > rules.max_extra_harm
-    barred[:, 0] = False
+    barred = worst > rules.max_extra_harm
     allowed = np.where(barred, -2.0, value)
     safer, riskier, share, price = capped_mix(allowed, worst, np.full(len(value), rules.budget))
     if rules.min_share:

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gpusched.domain.document import Section, validate
 from gpusched.errors import InputError, unknown_name
 from gpusched.sampling.answers import AnswerFormat
 from gpusched.sampling.bayes_factor import ALPHA, Prior
+from gpusched.sampling.endpoint import Model
+from gpusched.sampling.probe import HARMFUL, HELPFUL, Probe
+from gpusched.sampling.safe_answer import REFUSAL
+from gpusched.sampling.safe_mixing import MixingRules
 from gpusched.sampling.stopping import (
     Agreement,
     BayesFactor,
@@ -88,7 +92,44 @@ class BestOfN(Section):
         )
 
 
-STRATEGIES: dict[str, type[Section]] = {"best-of-n": BestOfN}
+class SafeMixing(Section):
+    """Draw from the most helpful lottery within a risk budget: ``strategy: safe-mixing``."""
+
+    strategy: Literal["safe-mixing"] = "safe-mixing"
+    candidates: Annotated[int, Field(ge=1, le=64)] = 8
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Expected harm beyond the fallback's, probability."""
+    max_extra_harm: Annotated[float, Field(ge=0, le=1)] = 0.5
+    score_error: Annotated[float, Field(ge=0, le=1)] = 0.02
+    min_share: Annotated[float, Field(ge=0, le=0.5)] = 0.02
+    fallback: Annotated[str, Field(min_length=1)] = REFUSAL
+    helpful_question: str = HELPFUL
+    harmful_question: str = HARMFUL
+    probe_votes: Annotated[int, Field(ge=0, le=64)] = 0
+    """Short answers a probe counts; 0 reads log-probabilities."""
+    seed: int | None = None
+
+    @field_validator("helpful_question", "harmful_question")
+    @classmethod
+    def _has_places(cls, question: str) -> str:
+        for part in ("{request}", "{answer}"):
+            if part not in question:
+                raise ValueError(f"must contain {part}")
+        return question
+
+    def rules(self) -> MixingRules:
+        """Return what the lottery may do."""
+        return MixingRules(self.budget, self.max_extra_harm, self.score_error, self.min_share)
+
+    def probes(self, model: Model) -> tuple[Probe, Probe]:
+        """Return the questions whether an answer is helpful and harmful, to ``model``."""
+        return (
+            Probe(model, self.helpful_question, self.probe_votes),
+            Probe(model, self.harmful_question, self.probe_votes),
+        )
+
+
+STRATEGIES: dict[str, type[Section]] = {"best-of-n": BestOfN, "safe-mixing": SafeMixing}
 
 
 def strategy_of(request: Mapping[str, Any]) -> Section | None:
