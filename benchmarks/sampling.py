@@ -129,7 +129,9 @@ def ensemble(rng):
         plain.append(theirs.seconds)
         same &= found.proven and round(theirs.objective) == found.correct
     return [
-        row("ensemble of 5 models, 150 prompts", np.mean(ours), "s", "plain program", np.mean(plain))
+        row(
+            "ensemble of 5 models, 150 prompts", np.mean(ours), "s", "plain program", np.mean(plain)
+        )
         | {"same_optimum": bool(same)}
     ]
 

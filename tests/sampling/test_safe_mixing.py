@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpusched.reproduce.toy_language import scored_candidates
-
 from gpusched.errors import InputError
+from gpusched.reproduce.toy_language import scored_candidates
 from gpusched.sampling.mixing_baselines import best_of_n, filtered, weighed
 from gpusched.sampling.running_budget import RunningBudget
 from gpusched.sampling.safe_mixing import MixingRules, gains, mix, penalised
@@ -51,7 +50,11 @@ def test_penalties_below_the_price(weight, lottery):
 
 
 def test_budget_of_zero():
-    assert mix([0, 0.3, 0.5], [0, 0.1, 0.4], MixingRules(0.0)).probabilities(3)[0].tolist() == [1, 0, 0]
+    assert mix([0, 0.3, 0.5], [0, 0.1, 0.4], MixingRules(0.0)).probabilities(3)[0].tolist() == [
+        1,
+        0,
+        0,
+    ]
     found = mix([0, 0.3, 0.5], [0.1, 0.0, 0.5], MixingRules(0.0))
     assert found.probabilities(3)[0] == pytest.approx([0, 0.8, 0.2])
     assert found.helpfulness[0] == pytest.approx(0.34)
@@ -181,7 +184,7 @@ def test_wrong_scores_keep_the_budget(budget):
 @given(prompts(), unit, st.floats(0, 0.2))
 def test_errors_cost_less_than_a_lower_budget(scores, budget, error):
     """The fallback's share has no error: never worse than the paper's budget less twice the error."""
-    value, cost = (row[0] for row in gains(*scores))
+    cost = gains(*scores)[1][0]
     strict = 0.0
     if budget - 2 * error >= 0:
         strict = mix(*scores, MixingRules(budget - 2 * error, **OPEN)).helpfulness[0]

@@ -222,7 +222,9 @@ def run(setting: Setting) -> Reproduction:
     setting.progress("worse probes")
     claims.append(judges(bench, setting.seed))
     claims += [
-        Claim(name, published, "not run", "", None, "needs language models and the benchmark's texts")
+        Claim(
+            name, published, "not run", "", None, "needs language models and the benchmark's texts"
+        )
         for name, published in NOT_HERE
     ]
     setting.progress("chart")

@@ -24,9 +24,7 @@ class ToyModel:
     def __init__(self, rng: np.random.Generator) -> None:
         following = rng.dirichlet(np.full(WORDS, 0.4), WORDS)
         following[:, END] = 0.08
-        self.following: Floats = np.cumsum(
-            following / following.sum(axis=1, keepdims=True), axis=1
-        )
+        self.following: Floats = np.cumsum(following / following.sum(axis=1, keepdims=True), axis=1)
 
     def sample(self, rng: np.random.Generator) -> list[int]:
         """Return a text."""

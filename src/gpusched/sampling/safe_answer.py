@@ -106,9 +106,7 @@ async def safe_answer(
     probes = await asyncio.gather(
         *(probe.ask(request, text) for probe in (helpful, harmful) for text in texts)
     )
-    return _of(
-        texts, probes[: len(texts)], probes[len(texts) :], samples, rules, seed, candidates
-    )
+    return _of(texts, probes[: len(texts)], probes[len(texts) :], samples, rules, seed, candidates)
 
 
 def _of(
@@ -133,7 +131,7 @@ def _of(
         reason = "fallback"
     else:
         reason = "certain" if probabilities.max() == 1.0 else "lottery"
-    paid = [*samples, *helpful, *harmful]
+    paid: list[Sample | Score] = [*samples, *helpful, *harmful]
     asked = [*helpful, *harmful] if len(texts) > 1 else []
     return SafeAnswer(
         texts[chosen], chosen, reason, tuple(texts), tuple(h.tolist()), tuple(r.tolist()),

@@ -137,9 +137,7 @@ def _solve(value: Floats, cost: Floats, rules: MixingRules) -> Lotteries:
     return Lotteries(safer, riskier, share, expected(value), expected(cost), price)
 
 
-def penalised(
-    helpful: ArrayLike, harmful: ArrayLike, *, budget: float, weight: float
-) -> Lotteries:
+def penalised(helpful: ArrayLike, harmful: ArrayLike, *, budget: float, weight: float) -> Lotteries:
     """Return the optimum of the game before its limit: excess harm costs ``weight`` a unit.
 
     The paper's game with odds ``weight`` of an adversary. It is the capped lottery from the price

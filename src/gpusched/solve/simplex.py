@@ -8,7 +8,7 @@ Floats = NDArray[np.float64]
 
 
 @njit(cache=True, error_model="numpy", nogil=True)
-def capped_mixes(values, costs, caps, first, second, share, price):  # noqa: D417
+def capped_mixes(values, costs, caps, first, second, share, price):
     """Solve ``max values . w, costs . w <= cap, w in the simplex`` for each row.
 
     Two rows bind, so some optimum mixes at most two columns: the ends of the edge of the upper
@@ -27,9 +27,7 @@ def capped_mixes(values, costs, caps, first, second, share, price):  # noqa: D41
         for k in range(values.shape[1]):
             v, c = values[r, k], costs[r, k]
             if c <= cap and (
-                low < 0
-                or v > values[r, low]
-                or (v == values[r, low] and c < costs[r, low])
+                low < 0 or v > values[r, low] or (v == values[r, low] and c < costs[r, low])
             ):
                 low = k
         first[r], second[r], share[r], price[r] = low, low, 1.0, 0.0
@@ -37,8 +35,10 @@ def capped_mixes(values, costs, caps, first, second, share, price):  # noqa: D41
             continue
         # Any column beyond the cap that is worth more; the loop then finds the right one.
         for k in range(values.shape[1]):
-            if costs[r, k] > cap and values[r, k] > values[r, low] and (
-                high < 0 or values[r, k] > values[r, high]
+            if (
+                costs[r, k] > cap
+                and values[r, k] > values[r, low]
+                and (high < 0 or values[r, k] > values[r, high])
             ):
                 high = k
         if high < 0:
