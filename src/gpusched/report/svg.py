@@ -96,6 +96,7 @@ def line_chart(
     y_label: str,
     rules: Sequence[Rule] = (),
     log_x: bool = False,
+    y_low: float = 0.0,
     y_top: float | None = None,
 ) -> str:
     """Return curves with a legend, straight rules and values under the pointer."""
@@ -111,7 +112,7 @@ def line_chart(
         low = max(low, high * 1e-5)
     x = Scale(low, high, LEFT, WIDTH - RIGHT, log_x)
     top = y_top if y_top is not None else (float(ys.max()) * 1.05 if len(ys) else 1.0) or 1.0
-    y = Scale(0.0, top, HEIGHT - BOTTOM, TOP)
+    y = Scale(y_low, top, HEIGHT - BOTTOM, TOP)
     body = _axes(x, y, x_label, y_label)
     for i, line in enumerate(lines):
         if line.half_width is not None and np.isfinite(line.half_width).all():
@@ -262,6 +263,38 @@ def _figure(title: str, body: str, legend: str, attributes: str) -> str:
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="img" aria-label="{escape(title)}" {attributes}>{body}</svg>'
         f'<div class="legend">{legend}</div></figure>'
+    )
+
+
+STANDALONE_STYLE = (
+    "svg{--ink:#1b2430;--soft:#5b6776;--grid:#e4e8ee;--rule:#c4302b;--c0:#1f6fb2;--c1:#d9822b;--c2:#2a8f6b}"
+    "@media(prefers-color-scheme:dark){svg{--ink:#e8edf3;--soft:#9aa7b6;--grid:#2b3542;--rule:#ff7b72;"
+    "--c0:#5aa9e6;--c1:#f0a860;--c2:#5cc9a0}}text{font:12px system-ui,sans-serif;fill:var(--soft)}"
+    ".title{font-weight:600;fill:var(--ink)}.grid{stroke:var(--grid)}.line{fill:none;stroke-width:2}"
+    ".line.c0{stroke:var(--c0)}.line.c1{stroke:var(--c1)}.line.c2{stroke:var(--c2)}.band{opacity:.16}"
+    ".band.c0,.key.c0{fill:var(--c0)}.band.c1,.key.c1{fill:var(--c1)}.key.c2{fill:var(--c2)}"
+    ".rule{stroke:var(--rule);stroke-dasharray:6 4}.rule-label{fill:var(--rule)}"
+)
+LEGEND_HEIGHT = 24
+
+
+def standalone(figure: str) -> str:
+    """Return a chart of up to three lines as a file of its own, title and legend inside."""
+    title = figure.split("<figcaption>")[1].split("</figcaption>")[0]
+    body = figure[figure.index(">", figure.index("<svg")) + 1 : figure.index("</svg>")]
+    names = [part.split("</span>")[0] for part in figure.split("</i>")[1:]]
+    keys, at = "", float(LEFT)
+    for i, name in enumerate(names):
+        keys += (
+            f'<rect class="key c{i}" x="{at:.0f}" y="{HEIGHT + 6}" width="12" height="4"/>'
+            f'<text x="{at + 17:.0f}" y="{HEIGHT + 13}">{name}</text>'
+        )
+        at += 34 + 6.4 * len(name)
+    box = f"0 {-LEGEND_HEIGHT} {WIDTH} {HEIGHT + 2 * LEGEND_HEIGHT}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" role="img" aria-label="{title}">'
+        f'<style>{STANDALONE_STYLE}</style><text class="title" x="{LEFT}" y="-6">{title}</text>'
+        f"{body}{keys}</svg>\n"
     )
 
 

@@ -42,6 +42,12 @@ PAPERS = {
     "bprr": Paper("Block placement and request routing for PETALS", "2512.21884", "bprr"),
     "experts": Paper("Topology-aware placement of experts", "2508.09229", "experts"),
     "probe": Paper("PROBE: real-time balancing of expert parallelism", "2602.00509", "probe"),
+    "best-of-infinity": Paper("Best-of-infinity", "2509.21091", "best_of_infinity"),
+    "safety-game": Paper(
+        "Safety Game: inference-time alignment of black-box LLMs via constrained optimization",
+        "2510.09330",
+        "safety_game",
+    ),
 }
 
 
