@@ -104,6 +104,7 @@ def _quadratic(q, c, u, size):
 
 @_compiled
 def quadratics(q, c, w, value, gap, steps):
+    """Solve a batch of quadratics in place, from ``w``."""
     for b in range(len(w)):
         size = 0.0
         for i in range(len(c[b])):
@@ -263,6 +264,7 @@ def _pair(s, scale, smoothing, tolerance, w):
 
 @_compiled
 def log_mean_exp(v, scale, smoothing, tolerance, w, value, gap, steps):
+    """Solve a batch of log-mean-exp problems in place, from ``w``, each scaled to a spread of 1."""
     for b in range(len(v)):
         least, most = v[b].min(), v[b].max()
         spread = most - least
