@@ -81,7 +81,9 @@ def test_choice_of_a_batch_and_its_degenerate_cases():
 def test_draws_follow_the_mix():
     v = np.broadcast_to(WORKED, (20_000, 3, 2))
     mix = robust_weights(WORKED, 1.0).mix
-    found = choose(v, settings(rule="robust-sample"), rng=np.random.default_rng(1)).index
+    found = choose(
+        v, settings(rule="robust-sample", strength=1.0), rng=np.random.default_rng(1)
+    ).index
     share = np.bincount(found, minlength=3) / len(found)
     assert np.abs(share - mix).max() < 4 * np.sqrt(0.25 / len(found))
 

@@ -31,6 +31,8 @@ PAPERS = {
         "2602.02987",
         "gate_and_route",
     ),
+    "rmod": Paper("Robust multi-objective decoding", "2503.08796", "rmod"),
+    "pama": Paper("Pareto multi-objective alignment", "2508.07768", "pama"),
 }
 
 

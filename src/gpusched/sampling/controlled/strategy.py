@@ -24,8 +24,9 @@ class ControlledDecoding(Section):
     candidates: Annotated[int, Field(ge=1, le=256)] = 8
     block_tokens: Annotated[int, Field(ge=1, le=4096)] = 16
     max_tokens: Annotated[int, Field(ge=1)] = 256
-    strength: Annotated[float, Field(gt=0)] = 1.0
-    """How far the choice may leave the model's own distribution."""
+    strength: Annotated[float, Field(gt=0)] = 10.0
+    """How far the choice may leave the model's own distribution, for values of unit spread. The
+    published default is 1, at which equal weights do better (``gpusched reproduce rmod``)."""
     smoothing: Annotated[float, Field(ge=0)] = 0.0
     """Pull of the worst-case weights towards equal ones, in nats."""
     paper_iterations: Annotated[int, Field(ge=0, le=1000)] | None = None
