@@ -48,6 +48,8 @@ PAPERS = {
         "2510.09330",
         "safety_game",
     ),
+    "rmod": Paper("Robust multi-objective decoding", "2503.08796", "rmod"),
+    "pama": Paper("Pareto multi-objective alignment", "2508.07768", "pama"),
 }
 
 
