@@ -114,7 +114,9 @@ def throughput_of(machines: Machines, model: str = "llama2_70b") -> tuple[Floats
     )
 
 
-def batch_limits(machines: Machines, placement: Placement, model: str = "llama2_70b") -> BatchLimits:
+def batch_limits(
+    machines: Machines, placement: Placement, model: str = "llama2_70b"
+) -> BatchLimits:
     """Return the artifact's caps on batches."""
     profiles = published()["profiles"][model]
     prompts, decodes = [], []

@@ -31,6 +31,9 @@ PAPERS = {
         "2602.02987",
         "gate_and_route",
     ),
+    "helix": Paper(
+        "Helix: serving over heterogeneous GPUs and network via max-flow", "2406.01566", "helix"
+    ),
 }
 
 

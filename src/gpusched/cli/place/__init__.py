@@ -5,3 +5,5 @@ import typer
 app = typer.Typer(
     help="Place layers, blocks or experts of a model on machines.", no_args_is_help=True
 )
+
+from gpusched.cli.place import layers  # noqa: E402, F401

@@ -31,7 +31,9 @@ class Bound:
     name: str
 
 
-def upper_bound(tables: Sequence[Floats], numbers: Ints, layers: int, *, lower: float = 0.0) -> Bound:
+def upper_bound(
+    tables: Sequence[Floats], numbers: Ints, layers: int, *, lower: float = 0.0
+) -> Bound:
     """Return the best of the bounds; ``lower`` is a flow known to be attained."""
     work = Bound(work_bound(tables, numbers, layers), "work")
     halves = Bound(halves_bound(tables, numbers, layers), "halves")

@@ -35,12 +35,13 @@ class Network:
     def rates(self, count: NDArray[np.int64]) -> Floats:
         """Tokens/s of the nodes holding ``count`` layers, shape (n,)."""
         tables = self.tables
-        return np.array(
+        rates: Floats = np.array(
             [
                 tables[kind][k - 1] if k else 0.0
                 for kind, k in zip(self.machines.kind_of, count, strict=True)
             ]
         )
+        return rates
 
     def table(self, node: int) -> Floats:
         """Tokens/s of a node holding 1, 2, ... layers."""
@@ -110,7 +111,9 @@ def solve_flow(
     flows = np.zeros((n + 1, n + 1))
     flows[origin, to] = found.flow[n:]
     crossing = found.source_side[tails] & ~found.source_side[heads]
-    cut_links = [(int(i), int(j)) for i, j in zip(origin[crossing[n:]], to[crossing[n:]], strict=True)]
+    cut_links = [
+        (int(i), int(j)) for i, j in zip(origin[crossing[n:]], to[crossing[n:]], strict=True)
+    ]
     return Flow(
         found.value, flows, tuple(map(int, np.flatnonzero(crossing[:n] & (placement.count > 0)))),
         tuple(cut_links), float(capacities[crossing].sum()),

@@ -14,10 +14,6 @@ Ints = NDArray[np.int64]
 Score = Callable[[Placement], float]
 """Of a placement, larger is better; -inf for one that will not do."""
 
-MOVES = 4
-RESTARTS_AFTER = 4
-"""Attempts per node without a better placement before the search gives up."""
-
 
 def improve(
     network: Network,
@@ -69,8 +65,8 @@ def _neighbour(
 
 def _boundaries(network: Network, first: Ints, count: Ints) -> Ints:
     used = count > 0
-    ends = [[0, network.machines.layers], first[used], (first + count)[used]]
-    return np.unique(np.concatenate(ends))
+    outer = np.array([0, network.machines.layers])
+    return np.unique(np.concatenate((outer, first[used], (first + count)[used])))
 
 
 def _move(network: Network, first: Ints, count: Ints, rng: np.random.Generator) -> bool:

@@ -74,7 +74,9 @@ class RegionStages:
             roles += ["leave"] if at < last else []
             roles += ["both"] if 0 < at < last else []
             ys = {
-                role: program.variables(len(stages), cost=1.0, upper=float(self.network.n), integer=True)
+                role: program.variables(
+                    len(stages), cost=1.0, upper=float(self.network.n), integer=True
+                )
                 for role in roles
             }
             chosen.append(ys)
@@ -105,7 +107,9 @@ class RegionStages:
             picked = {
                 role: [
                     stage
-                    for stage, times in zip(stages, found.values[y].round().astype(int), strict=True)
+                    for stage, times in zip(
+                        stages, found.values[y].round().astype(int), strict=True
+                    )
                     for _ in range(times)
                 ]
                 for role, y in ys.items()
@@ -131,7 +135,9 @@ class RegionStages:
         out = np.concatenate([leave["leave"], *([leave["both"]] if "both" in leave else [])])
         into = np.concatenate([enter["enter"], *([enter["both"]] if "both" in enter else [])])
         width_out = np.tile([len(s.kinds) for s in options[at]], len(out) // len(options[at]))
-        width_in = np.tile([len(s.kinds) for s in options[at + 1]], len(into) // len(options[at + 1]))
+        width_in = np.tile(
+            [len(s.kinds) for s in options[at + 1]], len(into) // len(options[at + 1])
+        )
         for wide in range(1, self.widest + 1):
             need = np.inf if capacity <= 0 else np.ceil(tokens_per_s / (capacity * wide) - 1e-9)
             # a narrow end needs a wide one across

@@ -172,10 +172,12 @@ def best_stages(
     return best
 
 
-def place_stages(stages: Sequence[Stage], kind_of: Ints, order: Sequence[int] | None = None) -> Placement:
+def place_stages(
+    stages: Sequence[Stage], kind_of: Ints, order: Sequence[int] | None = None
+) -> Placement:
     """Return the placement of stages one after the other, nodes of a kind taken in order."""
     free: dict[int, list[int]] = {}
-    for node in (order if order is not None else range(len(kind_of))):
+    for node in order if order is not None else range(len(kind_of)):
         free.setdefault(int(kind_of[node]), []).append(int(node))
     first, count = np.zeros(len(kind_of), np.int64), np.zeros(len(kind_of), np.int64)
     at = 0

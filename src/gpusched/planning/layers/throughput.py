@@ -108,4 +108,4 @@ def _tokens_per_s(
         decodes = round(workload.output_tokens)
     steps = 1 / prompts
     batch_s = profile.prompt_s(int(prompt_tokens * steps)) + steps * profile.decode_s(decodes)
-    return busy * steps * (prompt_tokens + decodes) / (k * batch_s)
+    return float(busy * steps * (prompt_tokens + decodes) / (k * batch_s))
