@@ -177,27 +177,29 @@ class Judge:
         starts = sorted(trials, key=lambda trial: -trial.score)[:FINALISTS]
         for turn, start in enumerate(starts):
             left = (until - perf_counter()) / (len(starts) - turn)
-            if left <= 0 or start.candidate.partial_inference:
-                continue
-            best = start
-
-            def score(placement: Placement) -> float:
-                nonlocal best
-                flow = solve_flow(self.network, placement).tokens_per_s
-                if flow <= 0:
-                    return -np.inf
-                trial = self.trial(Candidate(f"improved: {start.candidate.name}", placement, flow))
-                best = trial if trial.score > best.score else best
-                progress(f"local search, {self.simulated} placements simulated")
-                return trial.score
-
-            improve(
-                self.network, start.candidate.placement, score,
-                seed=self.seed + turn, time_limit_s=left,
-            )  # fmt: skip
-            if best is not start:
-                trials.append(best)
+            if left > 0 and not start.candidate.partial_inference:
+                trials += self._climb(start, self.seed + turn, left, progress)
         return trials
+
+    def _climb(
+        self, start: Trial, seed: int, time_limit_s: float, progress: Callable[[str], None]
+    ) -> list[Trial]:
+        """Improve a placement, and return the best one found if it is better."""
+        best = start
+
+        def score(placement: Placement) -> float:
+            nonlocal best
+            flow = solve_flow(self.network, placement).tokens_per_s
+            if flow <= 0:
+                return -np.inf
+            trial = self.trial(Candidate(f"improved: {start.candidate.name}", placement, flow))
+            best = trial if trial.score > best.score else best
+            progress(f"local search, {self.simulated} placements simulated")
+            return trial.score
+
+        placement = start.candidate.placement
+        improve(self.network, placement, score, seed=seed, time_limit_s=time_limit_s)
+        return [best] if best is not start else []
 
 
 def merged(machines: Machines) -> Machines:

@@ -311,11 +311,11 @@ class Reference:
             if open_ and routing.kind == iwrr.SHORTEST_QUEUE:
                 lengths = {e: self._queue_length(e[1]) for e in open_}
                 open_ = [e for e in open_ if lengths[e] == min(lengths.values())]
-            self.turn += 1
             flags = np.ones(len(open_), np.bool_)
-            index = iwrr.any_open(flags, 0, len(open_), self.setting.seed, self.turn - 1)
+            index = iwrr.any_open(flags, 0, len(open_), self.setting.seed, self.turn)
             if index < 0:
                 return False
+            self.turn += 1
             best = open_[index]
         job.hops.append(best)
         return True

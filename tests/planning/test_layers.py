@@ -1,0 +1,304 @@
+"""Placement of layers: the digest's worked instances, brute force, invariants, the Helix figures."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpusched.planning.layers.arcs import solve_arcs
+from gpusched.planning.layers.baselines import petals, separate, swarm
+from gpusched.planning.layers.bounds import (
+    cheapest_cover,
+    covering_bound,
+    halves_bound,
+    upper_bound,
+    work_bound,
+)
+from gpusched.planning.layers.candidates import Candidate, candidates
+from gpusched.planning.layers.check import check_placement
+from gpusched.planning.layers.flow import Network, network_of, reroute, solve_flow
+from gpusched.planning.layers.improve import improve
+from gpusched.planning.layers.milp import prune, solve_milp
+from gpusched.planning.layers.planner import verify
+from gpusched.planning.layers.spread import spread_flow
+from gpusched.planning.layers.stages import StageSets, best_stages, place_stages
+from gpusched.solve.flow import max_flow
+from gpusched.timing.layers import LayerProfile
+from gpusched.timing.machines import Machines, Placement
+
+
+def fleet(tables, kind_of, layers, link_tokens_per_s=1e9, regions=None):
+    """A fleet with the given tables, and links that all carry the same."""
+    n = len(kind_of)
+    times = np.array([0.0, 1.0])
+    kinds = tuple(
+        LayerProfile(f"kind{i}", times, times, times, times, np.full(len(table), 1e6), 1e12)
+        for i, table in enumerate(tables)
+    )
+    bandwidth = np.full((n + 1, n + 1), link_tokens_per_s)
+    bandwidth[n] = bandwidth[:, n] = 1e9
+    np.fill_diagonal(bandwidth, np.inf)
+    machines = Machines(
+        tuple(f"node{i}" for i in range(n)), regions or ("here",) * n, np.array(kind_of), kinds,
+        bandwidth, np.zeros((n + 1, n + 1)), layers, 1.0, 1.0,
+    )  # fmt: skip
+    return network_of(machines, tuple(np.array(table, np.float64) for table in tables))
+
+
+def toy(link=1e9) -> Network:
+    """One machine that holds all four layers and two that hold two."""
+    return fleet([(40, 20, 13, 10), (24, 12)], [0, 1, 1], 4, link)
+
+
+def brute_force(network: Network, partial: bool = False) -> float:
+    """The largest flow over all placements."""
+    layers = network.machines.layers
+    options = [
+        [(0, 0)] + [(s, k) for k in range(1, int(most) + 1) for s in range(layers - k + 1)]
+        for most in network.most
+    ]
+    return max(
+        solve_flow(
+            network,
+            Placement(np.array([s for s, _ in choice]), np.array([k for _, k in choice])),
+            partial_inference=partial,
+        ).tokens_per_s
+        for choice in product(*options)
+    )
+
+
+@pytest.mark.parametrize(("link", "best"), [(1e9, 22.0), (5.0, 15.0)])
+@pytest.mark.parametrize("partial", [False, True])
+def test_toy_optimum(link, best, partial):
+    network = toy(link)
+    assert brute_force(network, partial) == pytest.approx(best)
+    found = solve_milp(network, partial_inference=partial, time_limit_s=20)
+    assert found.tokens_per_s == pytest.approx(best)
+    assert found.solution.status == "optimal"
+
+
+def test_arc_form_agrees_with_brute_force_on_a_free_network():
+    network = toy()
+    for partial in (False, True):
+        found = solve_arcs(network.machines, network.tables, partial_inference=partial)
+        assert found.solution.objective == pytest.approx(22.0)
+        assert found.placement is not None
+        assert solve_flow(network, found.placement).tokens_per_s == pytest.approx(22.0)
+
+
+def test_partial_inference_lets_flow_enter_a_node_late():
+    network = fleet([(20, 10)], [0, 0], 3)
+    placement = Placement(np.array([0, 1]), np.array([2, 2]))
+    assert solve_flow(network, placement).tokens_per_s == 0
+    assert solve_flow(network, placement, partial_inference=True).tokens_per_s == pytest.approx(10)
+
+
+def test_degenerate_fleets():
+    assert brute_force(fleet([(9.0,)], [0, 0], 3)) == 0
+    assert brute_force(fleet([(30, 14, 7)], [0], 3)) == pytest.approx(7)
+    assert brute_force(fleet([(30, 14, 7), (50, 20)], [0, 1, 1], 3, 0.0)) == pytest.approx(7)
+
+
+tables = st.lists(
+    st.lists(st.integers(1, 60), min_size=1, max_size=3).map(lambda t: sorted(t, reverse=True)),
+    min_size=1,
+    max_size=2,
+)
+
+
+@settings(max_examples=12)
+@given(tables=tables, kinds=st.lists(st.integers(0, 1), min_size=1, max_size=3),
+       layers=st.integers(1, 3), link=st.sampled_from([1e9, 12.0, 3.0]))  # fmt: skip
+def test_bounds_and_methods_against_brute_force(tables, kinds, layers, link):
+    kinds = [min(kind, len(tables) - 1) for kind in kinds]
+    network = fleet(tables, kinds, layers, link)
+    best = max(brute_force(network), brute_force(network, partial=True))
+    numbers = np.bincount(kinds, minlength=len(tables))
+    assert best <= work_bound(network.tables, numbers, layers) * (1 + 1e-9)
+    assert best <= halves_bound(network.tables, numbers, layers) * (1 + 1e-9) or best == 0
+    work = work_bound(network.tables, numbers, layers)
+    assert best <= covering_bound(network.tables, numbers, layers, 0.0, work) * (1 + 1e-6)
+    for candidate in candidates(network):
+        assert candidate.tokens_per_s <= best * (1 + 1e-9)
+        assert verify(network, candidate) == []
+
+
+@given(st.data())
+def test_max_flow_equals_its_cut_and_networkx(data):
+    networkx = pytest.importorskip("networkx")
+    vertices = data.draw(st.integers(2, 7))
+    arcs = data.draw(
+        st.lists(
+            st.tuples(st.integers(0, vertices - 1), st.integers(0, vertices - 1),
+                      st.integers(0, 30)),
+            max_size=20,
+        )
+    )  # fmt: skip
+    arcs = [arc for arc in arcs if arc[0] != arc[1]]
+    tails, heads, capacities = (np.array([a[i] for a in arcs], np.int64) for i in range(3))
+    found = max_flow(vertices, tails, heads, capacities, source=0, sink=vertices - 1)
+    crossing = found.source_side[tails] & ~found.source_side[heads]
+    assert found.value == pytest.approx(float(capacities[crossing].sum()))
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(range(vertices))
+    for tail, head, capacity in arcs:
+        before = graph.get_edge_data(tail, head, {"capacity": 0})["capacity"]
+        graph.add_edge(tail, head, capacity=before + capacity)
+    assert found.value == pytest.approx(networkx.maximum_flow_value(graph, 0, vertices - 1))
+    net = np.bincount(heads, found.flow, vertices) - np.bincount(tails, found.flow, vertices)
+    assert np.allclose(net[1:-1], 0.0)
+
+
+def random_network(rng: np.random.Generator) -> tuple[Network, Placement]:
+    layers = int(rng.integers(2, 7))
+    tables = [np.sort(rng.uniform(1, 50, rng.integers(1, layers + 1)))[::-1] for _ in range(3)]
+    kinds = rng.integers(0, 3, 6).tolist()
+    network = fleet(tables, kinds, layers, float(rng.choice([1e9, 10.0])))
+    count = np.array([rng.integers(0, m + 1) for m in network.most])
+    first = np.array([rng.integers(0, layers - k + 1) if k else 0 for k in count])
+    return network, Placement(first, count)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10_000))
+def test_flows_obey_layer_cuts_and_grow_with_nodes_and_links(seed):
+    network, placement = random_network(np.random.default_rng(seed))
+    rates = network.rates(placement.count)
+    for partial in (False, True):
+        flow = solve_flow(network, placement, partial_inference=partial)
+        assert flow.cut == pytest.approx(flow.tokens_per_s, abs=1e-6)
+        for layer in range(network.machines.layers):
+            holds = (placement.first <= layer) & (layer < placement.first + placement.count)
+            assert flow.tokens_per_s <= rates[holds].sum() + 1e-6
+        alive = np.ones(network.n, np.bool_)
+        alive[seed % network.n] = False
+        assert reroute(network, placement, alive)[network.n].sum() <= flow.tokens_per_s + 1e-6
+        total, spread = spread_flow(network, placement, partial_inference=partial)
+        assert spread[network.n].sum() == pytest.approx(total, rel=1e-5, abs=1e-6)
+        assert (spread[:, : network.n].sum(axis=0) <= rates * (1 + 1e-4) + 1e-6).all()
+
+
+def test_check_finds_what_is_wrong():
+    held = {"a": (0, 2), "b": (2, 1)}
+    right = {
+        "layers": 3, "held": held, "rates": {"a": 10.0, "b": 8.0},
+        "capacities": {("front", "a"): 99.0, ("a", "b"): 99.0, ("b", "front"): 99.0},
+        "flows": {("front", "a"): 8.0, ("a", "b"): 8.0, ("b", "front"): 8.0}, "cut": ["b"],
+    }  # fmt: skip
+    assert check_placement(**right) == []
+    for change, word in (
+        ({"held": {"a": (0, 2), "b": (1, 1)}}, "no node holds layer 2"),
+        ({"rates": {"a": 10.0, "b": 7.0}}, "exceed"),
+        ({"flows": {**right["flows"], ("a", "b"): 7.0}}, "leave"),
+        ({"capacities": {**right["capacities"], ("a", "b"): 5.0}}, "exceeds the link"),
+        ({"cut": ["a"]}, "cut's capacity"),
+        ({"cut": []}, "avoids the cut"),
+    ):
+        assert any(word in line for line in check_placement(**{**right, **change})), change
+
+
+def test_cheapest_cover_against_brute_force():
+    weights, sizes = np.array([0.3, 0.5, 1.0]), np.array([3, 5, 9])
+    cost, chosen = cheapest_cover(weights, sizes, 10)
+    best = min(
+        np.dot(weights, use) for use in product(range(5), repeat=3) if np.dot(sizes, use) >= 10
+    )
+    assert cost == pytest.approx(best)
+    assert sizes[chosen].sum() >= 10
+
+
+def test_baselines_place_every_layer():
+    network = fleet([(40, 20, 13, 10), (24, 12)], [0, 0, 1, 1, 1, 1], 8)
+    for placement in (swarm(network), separate(network, mixed=True)):
+        assert placement is not None
+        assert solve_flow(network, placement).tokens_per_s > 0
+    joined = petals(network, seed=3)
+    assert solve_flow(network, joined, partial_inference=True).tokens_per_s > 0
+    assert np.array_equal(joined.count, network.most)
+
+
+def test_pruning_keeps_enough_links_of_every_node():
+    network = fleet([(9, 4)], [0] * 8, 4, regions=("a",) * 4 + ("b",) * 4)
+    kept = prune(network, keep=3)
+    assert (kept[:8, :8].sum(axis=1) >= 3).all()
+    assert kept[8, :8].all()
+    assert kept[:8, 8].all()
+
+
+def test_local_search_repairs_a_bad_start():
+    network = fleet([(40, 20, 13, 10)], [0, 0], 4)
+    start = Placement(np.array([0, 0]), np.array([4, 4]))
+    best, value = improve(
+        network, start, lambda p: solve_flow(network, p).tokens_per_s, attempts=200, seed=1
+    )
+    assert value == pytest.approx(20)
+    assert verify(network, Candidate("", best, value)) == []
+
+
+# ---- published figures
+
+
+@pytest.fixture(scope="module")
+def helix(shared):
+    from gpusched.reproduce import helix_data
+
+    def load(cluster, model="llama2_70b"):
+        machines = helix_data.machines_of(shared / "data" / "helix", cluster, model)
+        return network_of(machines, helix_data.throughput_of(machines, model))
+
+    return load
+
+
+def test_helix_tables_and_bounds(helix):
+    network = helix("single24")
+    a100, l4, t4 = network.tables
+    assert a100[[0, 7, 11]] == pytest.approx([23833.9, 2045.6, 952.1], abs=0.1)
+    assert l4[[0, 3, 6]] == pytest.approx([7557.9, 1476.1, 531.7], abs=0.1)
+    assert t4 == pytest.approx([5709.2, 2434.4, 1347.9, 757.9], abs=0.1)
+    for cluster, bound in (("single24", 2803.860988), ("hetero42", 7104.2576)):
+        network = helix(cluster)
+        numbers = np.bincount(network.machines.kind_of)
+        assert work_bound(network.tables, numbers, 80) == pytest.approx(bound, abs=1e-3)
+    network = helix("quality10", "llama1_30b")
+    assert network.tables[0] == pytest.approx(
+        [2485.54, 1145.04, 763.52, 480.99, 384.90, 286.59, 245.73, 189.11, 168.17, 212.64, 193.50],
+        abs=0.01,
+    )
+
+
+def test_helix_ten_nodes_is_proved_optimal(helix):
+    network = helix("quality10", "llama1_30b")
+    machines = network.machines
+    numbers = np.bincount(machines.kind_of)
+    found = best_stages(StageSets(network.tables, numbers), machines.layers)
+    assert found is not None
+    placement = place_stages(found[1], machines.kind_of)
+    value = solve_flow(network, placement).tokens_per_s
+    assert value == pytest.approx(286.5874, abs=1e-4)
+    assert upper_bound(network.tables, numbers, 60, lower=value).tokens_per_s == pytest.approx(
+        value
+    )
+
+
+@pytest.mark.parametrize(
+    ("cluster", "method", "flow"),
+    [("single24", "ilp", 1289.5558), ("geo24", "ilp", 1212.1832), ("hetero42", "ilp", 4137.5475),
+     ("hetero42", "swarm", 4892.24)],
+)  # fmt: skip
+def test_helix_published_layouts_have_the_published_flow(helix, cluster, method, flow):
+    from gpusched.reproduce.helix_data import published_layout
+
+    found = solve_flow(helix(cluster), published_layout(cluster, method))
+    assert found.tokens_per_s == pytest.approx(flow, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "goal"), [("single24", 2045.0), ("geo24", 1754.0), ("hetero42", 5441.0)]
+)
+def test_helix_clusters_reach_the_goals(helix, cluster, goal):
+    network = helix(cluster)
+    best = candidates(network)[0]
+    assert best.tokens_per_s >= goal
+    assert verify(network, best) == []
