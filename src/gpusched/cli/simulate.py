@@ -70,7 +70,12 @@ def simulate(
     plan = plan_from(values, origin="command line")
     if plan.kind == "blocks":
         from gpusched.cli.place.blocks import simulate_blocks
+        from gpusched.errors import InputError
 
+        if admission is not None or batching is not None:
+            raise InputError(
+                "--admission and --batching are for pools; a plan with blocks takes --routing"
+            )
         simulate_blocks(plan, seed=seed, report=report, as_json=as_json)
         return
     requests = load_workload(plan.workload, plan.slo, seed=seed)
