@@ -16,7 +16,7 @@ from gpusched.report.svg import Line, Span, line_chart, span_chart
 from gpusched.report.tables import show_alternatives, show_metrics, terminal
 from gpusched.report.thin import cumulative
 from gpusched.report.words import figure_lines, latency_rows
-from gpusched.sim.chains.metrics import cache_in_use
+from gpusched.sim.chains.metrics import caches_in_use
 from gpusched.sim.chains.simulate import ChainResult
 from gpusched.timing.chains import Placed
 
@@ -118,9 +118,9 @@ def load_chart(plan: Plan, placed: Placed, result: ChainResult) -> str:
     names = plan.cluster.node_names
     busiest = np.argsort(-np.bincount(result.visit_server, minlength=len(names)), kind="stable")
     at = np.linspace(0.0, float(np.nanmax(result.finish_s)), BINS)
-    lines = []
+    lines, in_use = [], list(caches_in_use(result, len(names)))
     for j in [int(j) for j in busiest[:6] if placed.blocks[j]]:
-        times, used = cache_in_use(result, j)
+        times, used = in_use[j]
         held = np.concatenate(([0.0], used))[np.searchsorted(times, at, side="right")]
         lines.append(Line(names[j], at, held / max(int(placed.cache_tokens[j]), 1)))
     return line_chart(

@@ -10,7 +10,7 @@ from gpusched.planning.blocks.conservative import place_conservatively, place_fo
 from gpusched.planning.blocks.petals import petals_blocks, place_as_petals
 from gpusched.planning.blocks.testbeds import HIDDEN, OUTPUT, PROMPT, clustered, scattered
 from gpusched.policies.routing.ws_rr import POLICIES
-from gpusched.sim.chains.metrics import cache_in_use
+from gpusched.sim.chains.metrics import caches_in_use
 from gpusched.sim.chains.reference import back_off_s, simulate_chains_slowly
 from gpusched.sim.chains.simulate import ChainLoad, simulate_chains
 from gpusched.timing.chains import Placed
@@ -45,8 +45,7 @@ def random_placement(rng, bed):
 
 
 def check_caches(placed, result):
-    for j in range(len(placed.first)):
-        _, used = cache_in_use(result, j)
+    for j, (_, used) in enumerate(caches_in_use(result, len(placed.first))):
         assert used.max(initial=0.0) <= placed.cache_tokens[j]
 
 

@@ -67,22 +67,17 @@ def write_blocks_report(plan: "Plan", placed: "Placed", result: "ChainResult", p
 
 def simulate_blocks(plan: "Plan", *, seed: int, report: Path | None, as_json: bool) -> None:
     """Replay a trace on a plan with blocks."""
-    from gpusched.domain.slo import SloClasses
-    from gpusched.errors import InputError
     from gpusched.sim.chains.deploy import load_of, placed_of_plan, servers_of_plan
     from gpusched.sim.chains.metrics import chain_metrics
     from gpusched.sim.chains.simulate import simulate_chains
     from gpusched.traces.workload import load_workload
 
     assert plan.blocks is not None
-    assert isinstance(plan.slo, SloClasses)
-    if plan.workload.users is not None:
-        raise InputError("workload.users: closed loops are not simulated over blocks")
     trace = load_workload(plan.workload, plan.slo, seed=seed)
     servers = servers_of_plan(plan, trace)
     placed = placed_of_plan(plan, servers)
     result = simulate_chains(
-        servers, placed, load_of(trace), routing=plan.blocks.routing, retries=False
+        servers, placed, load_of(trace, plan.workload), routing=plan.blocks.routing, retries=False
     )
     figures = chain_metrics(plan, servers, placed, trace, result)
     if report is not None:

@@ -39,7 +39,7 @@ from gpusched.planning.blocks.petals import (
     place_as_petals,
 )
 from gpusched.sim.chains.deploy import load_of
-from gpusched.sim.chains.metrics import chain_metrics
+from gpusched.sim.chains.metrics import busy_s, chain_metrics
 from gpusched.sim.chains.simulate import ChainLoad, ChainResult, simulate_chains
 from gpusched.timing.block_servers import Serving, block_servers
 from gpusched.timing.chains import BlockServers, Placed
@@ -49,7 +49,7 @@ from gpusched.traces.workload import load_workload
 SCREENED = 20_000
 """Requests on which candidates are compared; the chosen one then serves all."""
 SEARCHED = 1500
-"""Requests of local search."""
+"""Requests of local search at most; fewer with many servers."""
 WORTH = 0.01
 """Share of mean latency below which local search changes nothing."""
 SMALL_PROGRAM = 6000
@@ -98,7 +98,7 @@ def plan_blocks(
     """
     begun = perf_counter()
     trace = load_workload(spec.workload, spec.slo, seed=seed)
-    load = load_of(trace)
+    load = load_of(trace, spec.workload)
     prompt, output = float(trace.prompt_tokens.mean()), float(trace.output_tokens.mean())
     tokens = max(round(prompt + output), 1)
     serving = Serving(
@@ -106,8 +106,7 @@ def plan_blocks(
     )
     servers = block_servers(spec.cluster, serving)
     _check_feasible(spec, servers, tokens)
-    wanted = in_flight(trace.rate_rps, lone_request_s(servers, prompt, output))
-    batch = min(wanted, place_for_most(servers, wanted, tokens).concurrency)
+    batch = _decode_batch(spec, serving, trace, load.head(SEARCHED), tokens)
     servers = block_servers(spec.cluster, replace(serving, decode_batch=batch))
     wanted = in_flight(trace.rate_rps, lone_request_s(servers, prompt, output))
     few = load.head(SCREENED)
@@ -159,6 +158,23 @@ def plan_blocks(
     })  # fmt: skip
     covered = bool(petals.placed.coverage(servers.blocks).all())
     return BlocksAnswer(plan, servers, used, trace, result, petals if covered else None)
+
+
+def _decode_batch(spec: Spec, serving: Serving, trace: Trace, load: ChainLoad, tokens: int) -> int:
+    """Return how many requests the busiest server computes at once, mean and one standard deviation
+    of Poisson, when each takes the time of a batch of so many: a fixed point, by iteration."""
+    batch = 1
+    for _ in range(4):
+        servers = block_servers(spec.cluster, replace(serving, decode_batch=batch))
+        lone_s = lone_request_s(servers, serving.prompt_tokens, serving.output_tokens)
+        made = place_for_most(servers, in_flight(trace.rate_rps, lone_s), tokens)
+        result = simulate_chains(servers, made.placed, load, retries=False)
+        if result.rejected.all():
+            break
+        busy = np.sum(busy_s(servers, result), axis=0)
+        computing = float(busy.max() / np.nanmax(result.finish_s))
+        batch = in_flight(computing, 1.0)
+    return batch
 
 
 def _check_feasible(spec: Spec, servers: BlockServers, tokens: int) -> None:
@@ -223,7 +239,7 @@ def _improved(
 ) -> list[Candidate]:
     """Return what local search makes of a candidate, by rejections and mean latency, if it is worth
     it."""
-    part = load.head(SEARCHED)
+    part = load.head(min(SEARCHED, max(300, 60_000 // servers.count)))
 
     def cost(placed: Placed) -> tuple[float, float]:
         result = simulate_chains(servers, placed, part, routing=candidate.routing, retries=False)
@@ -388,8 +404,8 @@ def _assumptions(spec: Spec, trace: Trace, batch: int) -> tuple[str, ...]:
     return (
         f"traffic: {trace.name}, {len(trace)} requests over {show_s(trace.duration_s)}, replayed as it is",
         *trace.notes,
-        f"a server decodes a token in the time of a batch of {batch} requests, as many as are in "
-        "flight on average and one standard deviation; prompts do not wait for one another",
+        f"every node decodes a token in the time of a batch of {batch} requests, as many as the busiest "
+        "computes at once (mean and one standard deviation); prompts do not wait for one another",
         "the client carries activations from server to server (PETALS), and embeds and samples",
         "a request holds its cache on every server of its chain from its start to its end, and is "
         "told when there is room",

@@ -31,7 +31,7 @@ class Reservations(NamedTuple):
     tail: NDArray[np.int64]
 
 
-def no_reservations(capacity: NDArray[np.int64], room: int = 64) -> Reservations:
+def no_reservations(capacity: NDArray[np.int64], room: int = 256) -> Reservations:
     """Return servers without requests; ``room`` is for so many reservations a server."""
     n = len(capacity)
     return Reservations(

@@ -4,6 +4,7 @@ import numpy as np
 
 from gpusched.domain.catalog import load_model
 from gpusched.domain.plan import Plan
+from gpusched.domain.workload import Workload
 from gpusched.errors import InfeasibleError, InputError, unknown_name
 from gpusched.policies.routing.ws_rr import POLICIES
 from gpusched.sim.chains.simulate import ChainLoad
@@ -12,12 +13,14 @@ from gpusched.timing.chains import BlockServers, Placed
 from gpusched.traces.trace import Trace
 
 
-def load_of(trace: Trace) -> ChainLoad:
+def load_of(trace: Trace, workload: Workload) -> ChainLoad:
     """Return a trace's requests, all from one client.
 
     Raises:
-        InputError: a session's later rounds are to arrive by the answers before them.
+        InputError: requests are to arrive by the answers before them.
     """
+    if workload.users is not None:
+        raise InputError("workload.users: closed loops are not simulated over blocks")
     if trace.think_s is not None:
         raise InputError(
             f"{trace.name}: rounds that arrive after the answer before them are not simulated over "

@@ -1,5 +1,6 @@
 """A simulation of chains in the figures users ask for, under the keys of ``simulate --json``."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,25 @@ Floats = NDArray[np.float64]
 ROUNDING_S = 1e-9
 
 
-def cache_in_use(result: ChainResult, server: int) -> tuple[Floats, Floats]:
-    """Return times and the tokens x blocks of cache that a server's requests hold from each on.
+def caches_in_use(result: ChainResult, servers: int) -> Iterator[tuple[Floats, Floats]]:
+    """Yield for each server times and the tokens x blocks of cache that its requests hold from each
+    on.
 
     A request holds its cache from when it stops waiting to its end.
     """
-    rows = np.flatnonzero(result.visit_server == server)
-    of, load = result.visit_request[rows], result.load
-    need = (load.prompt_tokens + load.output_tokens)[of] * result.visit_blocks[rows]
-    begin_s = load.arrival_s[of] + result.wait_s[of]
-    # a wait ends when another request does, up to rounding
-    times = np.concatenate([begin_s + ROUNDING_S, result.finish_s[of]])
-    change = np.concatenate([need, -need])
-    order = np.lexsort((change, times))
-    return times[order], np.cumsum(change[order]).astype(np.float64)
+    order = np.argsort(result.visit_server, kind="stable")
+    bounds = np.searchsorted(result.visit_server[order], np.arange(servers + 1))
+    request, load = result.visit_request, result.load
+    for j in range(servers):
+        rows = order[bounds[j] : bounds[j + 1]]
+        of = request[rows]
+        need = (load.prompt_tokens + load.output_tokens)[of] * result.visit_blocks[rows]
+        # a wait ends when another request does, up to rounding
+        begin_s = load.arrival_s[of] + result.wait_s[of] + ROUNDING_S
+        times = np.concatenate([begin_s, result.finish_s[of]])
+        change = np.concatenate([need, -need])
+        by_time = np.lexsort((change, times))
+        yield times[by_time], np.cumsum(change[by_time]).astype(np.float64)
 
 
 def busy_s(servers: BlockServers, result: ChainResult) -> tuple[Floats, Floats]:
@@ -74,18 +80,23 @@ def chain_metrics(
         met |= ok
         shares[name] = float(ok.sum() / rows.sum()) if rows.any() else 1.0
     several = done & (steps > 0)
-    gaps = np.sort(np.repeat(tpot_s[several], np.minimum(steps[several], 100)))
+    gaps = np.repeat(tpot_s[several], np.minimum(steps[several], 100))
     tokens = int(load.output_tokens[done].sum())
-    rows_of_server = [_server(plan, servers, placed, result, j, makespan_s) for j in range(servers.count) if placed.blocks[j]]  # fmt: skip
     prefill_s, decode_s = busy_s(servers, result)
+    computing = (prefill_s + decode_s) / max(makespan_s, 1e-9)
+    rows_of_server = _servers(plan, servers, placed, result, computing, makespan_s)
     hours = makespan_s / 3600.0
     energy_kwh = operational_kg = embodied_kg = cost_usd = 0.0
     warnings: list[str] = []
+    assessed: set[tuple[str, int]] = set()
+    place_of = {name: j for j, name in enumerate(servers.names)}
+    group_of = [i for i, group in enumerate(plan.cluster.nodes) for _ in range(group.count)]
     error = 0.0
     serving = Serving(plan.model, plan.weights_dtype, plan.kv_cache_dtype, timing=plan.timing)
     for at in plan.blocks.nodes:
-        group = plan.node_group(at.node)
-        nodes, j = plan.cluster.nodes[group], servers.names.index(at.node)
+        j = place_of[at.node]
+        group = group_of[j]
+        nodes = plan.cluster.nodes[group]
         gpu, gpus = load_gpu(nodes.gpu), nodes.gpus_per_node
         share = [min(x[j] / max(makespan_s, 1e-9), 1.0) for x in (prefill_s, decode_s)]
         kwh = energy_j(gpu, gpus, makespan_s, *share) * plan.cluster.pue / 3.6e6
@@ -93,6 +104,9 @@ def chain_metrics(
         operational_kg += kwh * plan.cluster.kg_per_kwh(group)
         embodied_kg += gpus * hours * embodied_kg_per_hour(gpu)
         cost_usd += gpus * hours * plan.cluster.usd_per_gpu_hour(group)
+        if (nodes.gpu, gpus) in assessed:
+            continue
+        assessed.add((nodes.gpu, gpus))
         found = assess(
             serving.timing_model(nodes.gpu, gpus), "vllm",
             int(np.percentile(load.prompt_tokens + load.output_tokens, 99)),
@@ -133,21 +147,33 @@ def chain_metrics(
     }  # fmt: skip
 
 
-def _server(
-    plan: Plan, servers: BlockServers, placed: Placed, result: ChainResult, j: int, makespan_s: float
-) -> dict[str, Any]:  # fmt: skip
-    times, used = cache_in_use(result, j)
-    room = max(int(placed.cache_tokens[j]), 1)
-    held = float((used[:-1] * np.diff(times)).sum()) if len(times) else 0.0
-    prefill_s, decode_s = busy_s(servers, result)
-    return {
-        "name": servers.names[j],
-        "region": plan.cluster.nodes[plan.node_group(servers.names[j])].region,
-        "first": int(placed.first[j]),
-        "blocks": int(placed.blocks[j]),
-        "cache_tokens": int(placed.cache_tokens[j]),
-        "visits": int((result.visit_server == j).sum()),
-        "computing_mean": float((prefill_s[j] + decode_s[j]) / max(makespan_s, 1e-9)),
-        "kv_utilization_mean": held / room / max(makespan_s, 1e-9),
-        "kv_utilization_peak": float(used.max(initial=0.0)) / room,
-    }
+def _servers(
+    plan: Plan,
+    servers: BlockServers,
+    placed: Placed,
+    result: ChainResult,
+    computing: Floats,
+    makespan_s: float,
+) -> list[dict[str, Any]]:
+    groups = [i for i, group in enumerate(plan.cluster.nodes) for _ in range(group.count)]
+    visits = np.bincount(result.visit_server, minlength=servers.count)
+    rows = []
+    for j, (times, used) in enumerate(caches_in_use(result, servers.count)):
+        if not placed.blocks[j]:
+            continue
+        room = max(int(placed.cache_tokens[j]), 1)
+        held = float((used[:-1] * np.diff(times)).sum()) if len(times) else 0.0
+        rows.append(
+            {
+                "name": servers.names[j],
+                "region": plan.cluster.nodes[groups[j]].region,
+                "first": int(placed.first[j]),
+                "blocks": int(placed.blocks[j]),
+                "cache_tokens": int(placed.cache_tokens[j]),
+                "visits": int(visits[j]),
+                "computing_mean": float(computing[j]),
+                "kv_utilization_mean": held / room / max(makespan_s, 1e-9),
+                "kv_utilization_peak": float(used.max(initial=0.0)) / room,
+            }
+        )
+    return rows
