@@ -159,6 +159,19 @@ def test_many_candidates_and_none_within_the_cap():
     assert capped_mix(values, costs, np.full(20, -1.0))[0].tolist() == [-1] * 20
 
 
+@given(
+    st.lists(st.floats(0, 1), min_size=3, max_size=3), st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    st.floats(0, 1), st.booleans(),
+)  # fmt: skip
+def test_any_floats_end_and_keep_the_cap(helpful, harmful, budget, at_the_edge):
+    """Even where the cap is a rounding error below a candidate's harm."""
+    cost = gains(helpful, harmful)[1][0]
+    if at_the_edge:
+        budget = min(max(float(np.nextafter(cost[1], 0.0)), 0.0), 1.0)
+    found = mix(helpful, harmful, MixingRules(budget, **OPEN))
+    assert found.probabilities(3)[0] @ cost <= budget + 1e-15
+
+
 def test_extreme_scores():
     tiny = 5e-324
     for scores in ([0, tiny, 1], [0, 1e-300, 1e-16], [0.3, 0.3, 0.3]):

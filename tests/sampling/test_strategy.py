@@ -1,8 +1,12 @@
 """The request field that asks for a strategy."""
 
+import asyncio
+import sys
+
 import pytest
 
 from gpusched.errors import InputError
+from gpusched.sampling.endpoint import Endpoint
 from gpusched.sampling.stopping import BayesFactor, Beta, Confidence, Fixed
 from gpusched.sampling.strategy import BestOfN, strategy_of
 
@@ -46,3 +50,9 @@ def test_rules():
 def test_bad_fields(field, word):
     with pytest.raises(InputError, match=word):
         strategy_of({"gpusched": field})
+
+
+def test_endpoints_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(InputError, match=r"gpusched\[sampling\]"):
+        asyncio.run(Endpoint("http://127.0.0.1:1/v1", "m").complete([]))

@@ -64,7 +64,7 @@ def read_answer_log(
         unknown = sorted(set(only or ()) - columns)
         hint = f"no column {', '.join(unknown)}" if unknown else "no rows match"
         raise InputError(f"{path}: {hint}" if columns else f"{path}: holds no rows")
-    prompts = [_prompt(name, samples) for name, samples in groups.items()]
+    prompts = [_prompt(name, samples, path) for name, samples in groups.items()]
     if not any(prompt.counts.sum() for prompt in prompts):
         raise InputError(f"{path}: holds no answers")
     return [prompt for prompt in prompts if prompt.counts.sum()]
@@ -123,7 +123,7 @@ def _tokens(value: Any, where: str) -> float:
 
 
 def _prompt(
-    name: str, samples: Sequence[tuple[str | None, int, float, str | None]]
+    name: str, samples: Sequence[tuple[str | None, int, float, str | None]], path: Path
 ) -> PromptAnswers:
     """Gather a prompt's samples; "" as right answer: known, but not among those given."""
     counts: dict[str | None, int] = {}
@@ -131,7 +131,10 @@ def _prompt(
     golds = {right for *_, right in samples if right}
     known = any(right is not None for *_, right in samples)
     if len(golds) > 1:
-        raise InputError(f"prompt {name}: several right answers: {', '.join(sorted(golds))}")
+        raise InputError(
+            f"{path}: prompt {name} has several right answers: {', '.join(sorted(golds))}; keep one "
+            "data set's rows (--where COLUMN=VALUE) or give prompts names of their own"
+        )
     for text, count, used, _ in samples:
         counts[text] = counts.get(text, 0) + count
         tokens[text] = tokens.get(text, 0.0) + count * used

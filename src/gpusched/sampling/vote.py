@@ -77,6 +77,7 @@ class Vote:
     prompt_tokens: int
     completion_tokens: int
     bayes_factor: float
+    """Of the leader under the paper's prior, whatever the rule."""
     seconds: float
     by_model: dict[str, int] = field(default_factory=dict)
     """Completions received from each model."""

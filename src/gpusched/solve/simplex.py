@@ -64,8 +64,11 @@ def capped_mixes(values, costs, caps, first, second, share, price):
         span = costs[r, high] - costs[r, low]
         first[r], second[r], price[r] = low, high, slope
         share[r] = (costs[r, high] - cap) / span
+        # Rounding must not break the cap; doubling steps, since a tiny share has tiny neighbours.
+        step = 2.0**-53
         while share[r] < 1.0 and share[r] * costs[r, low] + (1.0 - share[r]) * costs[r, high] > cap:
-            share[r] = min(1.0, np.nextafter(share[r], 2.0))
+            share[r] = min(1.0, share[r] + step)
+            step *= 2.0
 
 
 def capped_mix(
