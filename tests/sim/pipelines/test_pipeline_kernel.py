@@ -10,7 +10,7 @@ from pipeline_scenarios import flows_of, requests, setting_of
 from gpusched.sim.pipelines import NodeChange, simulate_pipelines
 from gpusched.sim.pipelines.reference import Reference
 
-EXAMPLES = 2000 if os.environ.get("GPUSCHED_FULL") == "1" else 150
+EXAMPLES = 2000 if os.environ.get("GPUSCHED_FULL") == "1" else 60
 
 
 def simulate(setting, flows, trace, end_s, changes=(), solve_flows=None):

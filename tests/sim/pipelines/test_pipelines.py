@@ -304,3 +304,22 @@ def test_routes_of_the_reference_cover_all_layers_once():
         ends = [int(end[to]) for _, to in route[:-1]]
         assert ends == sorted(set(ends))
         assert ends[-1] == 5
+
+
+@pytest.mark.parametrize("routing", ["iwrr", "random", "shortest-queue"])
+def test_progress_changes_nothing(routing):
+    rng = np.random.default_rng(4)
+    setting = setting_of(rng, 5, 5, routing, True, False, kv_tokens=1500.0)
+    trace = requests(rng, 300, rate=10.0)
+    flows = flows_of(rng, setting.machines, setting.placement, True)
+    shares = []
+    results = [
+        simulate_pipelines(
+            setting.machines, setting.placement, flows, trace, routing=setting.routing,
+            partial_inference=True, progress=progress,
+        )
+        for progress in (None, shares.append)
+    ]  # fmt: skip
+    assert np.array_equal(results[0].finish_s, results[1].finish_s, equal_nan=True)
+    assert len(shares) > 50
+    assert shares == sorted(shares)

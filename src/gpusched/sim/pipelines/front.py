@@ -88,7 +88,8 @@ def admit_waiting(s, now_s):
                 g.starved = 1
                 return
             if dispatch(s, request, job, now_s):
-                r.dispatched_s = now_s
+                if math.isnan(r.dispatched_s):
+                    r.dispatched_s = now_s
                 g.in_flight += 1
                 send(s, job, s.routes[job, 0], now_s)
             elif g.in_flight > 0 and not g.drop:

@@ -24,13 +24,11 @@ def run(s, until_s):
     while not g.starved:
         place = s.winner[1]
         now_s = s.next_s[place]
-        if now_s > until_s:
-            if until_s == math.inf:
-                return DONE
-            g.now_s = until_s
-            return REACHED
         if now_s == math.inf:
             return DONE
+        if now_s > until_s:
+            g.now_s = until_s
+            return REACHED
         g.now_s = now_s
         g.steps += 1
         if place == front:

@@ -246,7 +246,8 @@ class Reference:
             if tokens <= self.longest_prompt and self._route(job, now_s):
                 self.waiting.pop(0)
                 self.jobs.append(job)
-                self.dispatched_s[request] = now_s
+                if math.isnan(self.dispatched_s[request]):
+                    self.dispatched_s[request] = now_s
                 self._send(job, now_s)
             elif tokens <= self.longest_prompt and self.jobs and not drop:
                 return
@@ -310,11 +311,11 @@ class Reference:
             if open_ and routing.kind == iwrr.SHORTEST_QUEUE:
                 lengths = {e: self._queue_length(e[1]) for e in open_}
                 open_ = [e for e in open_ if lengths[e] == min(lengths.values())]
-            self.turn += 1
             flags = np.ones(len(open_), np.bool_)
-            index = iwrr.any_open(flags, 0, len(open_), self.setting.seed, self.turn - 1)
+            index = iwrr.any_open(flags, 0, len(open_), self.setting.seed, self.turn)
             if index < 0:
                 return False
+            self.turn += 1
             best = open_[index]
         job.hops.append(best)
         return True

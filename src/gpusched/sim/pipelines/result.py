@@ -42,7 +42,7 @@ class PipelineResult:
 
     arrival_s: Floats
     dispatched_s: Floats
-    """When the request got its (last) pipeline."""
+    """When the request first got a pipeline."""
     first_token_s: Floats
     finish_s: Floats
     prompt_tokens: NDArray[np.int32]
@@ -75,6 +75,8 @@ class PipelineResult:
     """Tokens/s given, first ones included, shape (bins,)."""
     wall_s: float
     """Time the kernel took, compilation excluded."""
+    processor_s: float
+    """The same, without the time that other programs had the processor."""
 
     @property
     def window_s(self) -> float:

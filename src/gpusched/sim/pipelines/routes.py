@@ -54,17 +54,19 @@ def choose_edge(s, place, prompt_tokens, expected, mask_kv, now_s):
         if edge >= 0:
             s.priority[edge] += s.mean_s[edge]
         return edge
-    turn = g.turn
-    g.turn += 1
     if g.policy == RANDOM:
-        return any_open(s.open_, low, high, g.seed, turn)
-    for edge in range(low, high):
-        s.length[edge] = 0.0
-        to = s.edges[edge].to
-        if s.usable[edge] and to != len(s.nodes) - 1:
-            drain(s, to, now_s)
-            s.length[edge] = s.queues[s.nodes[to].queue].length
-    return shortest(s.length, s.open_, low, high, g.seed, turn)
+        edge = any_open(s.open_, low, high, g.seed, g.turn)
+    else:
+        for edge in range(low, high):
+            s.length[edge] = 0.0
+            to = s.edges[edge].to
+            if s.usable[edge] and to != len(s.nodes) - 1:
+                drain(s, to, now_s)
+                s.length[edge] = s.queues[s.nodes[to].queue].length
+        edge = shortest(s.length, s.open_, low, high, g.seed, g.turn)
+    if edge >= 0:
+        g.turn += 1
+    return edge
 
 
 @kernel

@@ -17,7 +17,7 @@ from gpusched.sim.pipelines.kernel import run
 from gpusched.sim.pipelines.limits import BatchLimits, measured_limits
 from gpusched.sim.pipelines.outages import stop_node
 from gpusched.sim.pipelines.result import NodeUse, PipelineResult
-from gpusched.sim.pipelines.state import NEEDS_JOBS, State
+from gpusched.sim.pipelines.state import DONE, NEEDS_JOBS, State
 from gpusched.timing.machines import Machines, Placement
 from gpusched.traces.trace import Trace
 
@@ -102,30 +102,39 @@ def simulate_pipelines(
     end_s = math.inf if duration_s is None else float(warmup_s + duration_s)
     run(state, -1.0)  # compiles
     state.g["now_s"] = 0.0
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     for change in changes:
         if change.time_s >= end_s:
             break
-        state = _advance(state, float(change.time_s), progress, setting)
+        state = _advance(state, float(change.time_s), progress)
         up = up.copy()
         up[change.node] = change.up
         if not change.up:
             stop_node(state, change.node, change.time_s)
         new = solve_flows(up) if solve_flows is not None else flows
         connect(state, setting, up, new)
-    state = _advance(state, end_s, progress, setting)
-    wall_s = time.perf_counter() - started
-    return _result(state, setting, end_s, wall_s)
+    state = _advance(state, end_s, progress)
+    seconds = (time.perf_counter() - started, time.process_time() - processor)
+    return _result(state, setting, end_s, *seconds)
 
 
-def _advance(
-    state: State, until_s: float, progress: Callable[[float], None] | None, setting: Setting
-) -> State:
-    while run(state, until_s) == NEEDS_JOBS:
-        state = more_jobs(state)
+def _advance(state: State, until_s: float, progress: Callable[[float], None] | None) -> State:
+    """Simulate up to a time, telling the progress a hundred times or so."""
+    step_s = math.inf
+    if progress is not None:
+        last_s = float(np.nanmax(state.requests["arrival_s"], initial=0.0))
+        step_s = max(last_s if until_s == math.inf else until_s, 1.0) / 100
+    while True:
+        target_s = min(float(state.g["now_s"][0]) + step_s, until_s)
+        ended = run(state, target_s)
+        if ended == NEEDS_JOBS:
+            state = more_jobs(state)
+        elif ended == DONE or target_s >= until_s:
+            if until_s < math.inf:
+                state.g["now_s"] = until_s
+            return state
         if progress is not None:
             progress(float(state.g["arrived"][0]) / max(len(state.requests), 1))
-    return state
 
 
 def _check(
@@ -156,7 +165,9 @@ def _check(
             raise InputError(f"changes: no node {change.node}; there are {n}")
 
 
-def _result(state: State, setting: Setting, end_s: float, wall_s: float) -> PipelineResult:
+def _result(
+    state: State, setting: Setting, end_s: float, wall_s: float, processor_s: float
+) -> PipelineResult:
     g = state.g[0]
     n = len(setting.machines.names)
     end_s = float(g["now_s"]) if end_s == math.inf else end_s
@@ -208,4 +219,5 @@ def _result(state: State, setting: Setting, end_s: float, wall_s: float) -> Pipe
         kv_use=state.kv[:, :bins] / capacity[:, None],
         token_rate=state.tokens[:bins] / float(g["bin_s"]),
         wall_s=wall_s,
+        processor_s=processor_s,
     )  # fmt: skip

@@ -101,7 +101,7 @@ EDGE = np.dtype(
 REQUEST = np.dtype(
     [
         ("arrival_s", "f8"),
-        ("dispatched_s", "f8"),  # got its pipeline, the last time
+        ("dispatched_s", "f8"),  # first got a pipeline
         ("first_s", "f8"),
         ("finish_s", "f8"),
         ("prompt_tokens", "i4"),
