@@ -34,6 +34,8 @@ RANKED_REQUESTS = 1000
 """Requests of the trace on which placements are compared."""
 FINALISTS = 3
 """Placements that local search starts from."""
+ROUTERS = ("iwrr", "swarm", "shortest-queue")
+"""Policies tried on the chosen placement."""
 LATENCY_WEIGHT = 0.1
 """Of short answers against requests that meet their objectives."""
 SMALLEST_FLOW = 1e-6
@@ -60,6 +62,7 @@ class Trial:
     flows: Floats
     figures: dict[str, Any]
     score: float
+    routing: str = "iwrr"
 
     @property
     def depth(self) -> int:
@@ -110,11 +113,16 @@ def place_layers(
         judge.trial(found[0])  # compiles the simulator, if it must
         trials = judge.search(found, perf_counter() + time_limit_s, progress)
     chosen = max(trials, key=lambda trial: trial.score)
+    if rank == "simulation":
+        routed = [chosen, *(judge.trial(chosen.candidate, router) for router in ROUTERS[1:])]
+        best = max(routed, key=lambda trial: trial.score)
+        trials = [best if trial is chosen else trial for trial in trials]
+        chosen = best
     numbers = np.bincount(machines.kind_of, minlength=len(machines.kinds))
     largest = max(largest, *(trial.candidate.tokens_per_s for trial in trials))
     bound = upper_bound(tables, numbers, machines.layers, lower=largest)
     progress("simulating the whole trace")
-    plan = judge.plan_of(chosen.candidate, chosen.flows)
+    plan = judge.plan_of(chosen.candidate, chosen.flows, chosen.routing)
     result = simulate_plan(plan, trace, seed=seed)
     figures = plan_metrics(plan, trace, result)
     plan = plan.model_copy(
@@ -143,26 +151,28 @@ class Judge:
         self.trace = trace.take(np.arange(min(RANKED_REQUESTS, len(trace))))
         self.simulated = 0
 
-    def plan_of(self, candidate: Candidate, flows: Floats) -> Plan:
+    def plan_of(self, candidate: Candidate, flows: Floats, routing: str = "iwrr") -> Plan:
         """Return the draft with a placement and its flows."""
         placed = layer_placement(self.network, candidate.placement, flows)
-        placed = placed.model_copy(update={"partial_inference": candidate.partial_inference})
+        placed = placed.model_copy(
+            update={"partial_inference": candidate.partial_inference, "routing": routing}
+        )
         return self.draft.model_copy(update={"layers": placed})
 
-    def trial(self, candidate: Candidate) -> Trial:
+    def trial(self, candidate: Candidate, routing: str = "iwrr") -> Trial:
         """Simulate a placement and score it: the share of requests that meet their objectives, then
         how soon answers end."""
         _, flows = spread_flow(
             self.network, candidate.placement, partial_inference=candidate.partial_inference
         )
-        plan = self.plan_of(candidate, flows)
+        plan = self.plan_of(candidate, flows, routing)
         result = simulate_plan(plan, self.trace, seed=self.seed)
         figures = plan_metrics(plan, self.trace, result)
         self.simulated += 1
         mean_s = figures["e2e_s"]["mean"] if figures["completed"] else np.inf
         served = figures["completed"] / max(figures["requests"], 1)
         prompt = LATENCY_WEIGHT * served / (1 + mean_s / 60)
-        return Trial(candidate, flows, figures, figures["slo_attainment"] + prompt)
+        return Trial(candidate, flows, figures, figures["slo_attainment"] + prompt, routing)
 
     def search(
         self, found: list[Candidate], until: float, progress: Callable[[str], None]
@@ -369,7 +379,7 @@ def _alternative(judge: Judge, trial: Trial, chosen: bool) -> Alternative:
     misses = _shortfalls_of(judge.draft.slo.classes, figures)
     return Alternative(
         summary=f"{trial.candidate.name}: {trial.depth} stages, "
-        f"{trial.candidate.tokens_per_s:,.0f} tokens/s of flow, TPOT p95 {tpot * 1e3:,.0f} ms",
+        f"{trial.candidate.tokens_per_s:,.0f} tokens/s of flow, {trial.routing}, TPOT p95 {tpot * 1e3:,.0f} ms",
         gpus=plan.gpus,
         usd_per_hour=plan.usd_per_hour,
         kg_per_hour=figures["carbon_kg"] / max(figures["simulated_s"], 1e-9) * 3600.0,
