@@ -45,7 +45,7 @@ class Network:
 
     def table(self, node: int) -> Floats:
         """Tokens/s of a node holding 1, 2, ... layers."""
-        return self.tables[self.machines.kind_of[node]]
+        return self.tables[int(self.machines.kind_of[node])]
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,19 @@ RANKED_REQUESTS = 1000
 """Requests of the trace on which placements are compared."""
 FINALISTS = 3
 """Placements that local search starts from."""
+ATTEMPTS = 50
+"""Placements that it tries from each."""
+TIME_LIMIT_S = 60.0
 ROUTERS = ("iwrr", "swarm", "shortest-queue")
 """Policies tried on the chosen placement."""
 LATENCY_WEIGHT = 0.1
 """Of short answers against requests that meet their objectives."""
 SMALLEST_FLOW = 1e-6
 MOST_ALTERNATIVES = 12
+CUT_SHORT = (
+    "the time limit ended the search: this is the best plan so far, and another run may find another; "
+    "raise --time-limit"
+)
 
 
 @dataclass(frozen=True)
@@ -75,15 +82,15 @@ def place_layers(
     spec: Spec,
     *,
     seed: int = 0,
-    time_limit_s: float = 30.0,
+    time_limit_s: float = TIME_LIMIT_S,
     rank: Rank = "simulation",
     progress: Callable[[str], None] = lambda message: None,
 ) -> LayerAnswer:
     """Return the best placement found for a spec and how far from the best possible its flow is.
 
     Placements from deep to shallow are simulated on the spec's traffic and the best is improved by
-    local search, each change simulated, until the time is up; ``rank="flow"`` goes by the maximum
-    flow alone.
+    local search, each change simulated; ``rank="flow"`` goes by the maximum flow alone. Results
+    depend on ``seed`` alone unless the time limit ends the search, of which a warning tells.
 
     Raises:
         InputError: the workload cannot be read.
@@ -134,7 +141,10 @@ def place_layers(
             ),
             "pareto": _front(judge, trials, chosen),
             "assumptions": _assumptions(machines, spec),
-            "warnings": tuple(figures["warnings"]) + _shortfalls(spec, figures),
+            "warnings": (
+                *figures["warnings"], *_shortfalls(spec, figures),
+                *([CUT_SHORT] if judge.cut_short else []),
+            ),
             "provenance": Provenance(version=version("gpusched"), seed=seed),
         }
     )  # fmt: skip
@@ -150,6 +160,8 @@ class Judge:
         self.draft, self.network, self.seed = draft, network, seed
         self.trace = trace.take(np.arange(min(RANKED_REQUESTS, len(trace))))
         self.simulated = 0
+        self.cut_short = False
+        """Whether the time limit ended the search."""
 
     def plan_of(self, candidate: Candidate, flows: Floats, routing: str = "iwrr") -> Plan:
         """Return the draft with a placement and its flows."""
@@ -181,12 +193,14 @@ class Judge:
         trials: list[Trial] = []
         for candidate in found:
             if trials and perf_counter() > until:
+                self.cut_short = True
                 break
             trials.append(self.trial(candidate))
             progress(f"{len(trials)} of {len(found)} placements simulated")
         starts = sorted(trials, key=lambda trial: -trial.score)[:FINALISTS]
         for turn, start in enumerate(starts):
             left = (until - perf_counter()) / (len(starts) - turn)
+            self.cut_short |= left <= 0
             if left > 0 and not start.candidate.partial_inference:
                 trials += self._climb(start, self.seed + turn, left, progress)
         return trials
@@ -208,7 +222,11 @@ class Judge:
             return trial.score
 
         placement = start.candidate.placement
-        improve(self.network, placement, score, seed=seed, time_limit_s=time_limit_s)
+        begun = perf_counter()
+        improve(
+            self.network, placement, score, seed=seed, time_limit_s=time_limit_s, attempts=ATTEMPTS
+        )
+        self.cut_short |= perf_counter() - begun >= time_limit_s
         return [best] if best is not start else []
 
 
