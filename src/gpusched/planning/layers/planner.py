@@ -36,6 +36,8 @@ FINALISTS = 3
 """Placements that local search starts from."""
 ATTEMPTS = 50
 """Placements that it tries from each."""
+FLOW_ATTEMPTS = 3000
+"""Placements that it tries where only the flow counts."""
 TIME_LIMIT_S = 60.0
 ROUTERS = ("iwrr", "swarm", "shortest-queue")
 """Policies tried on the chosen placement."""
@@ -115,7 +117,7 @@ def place_layers(
     judge = Judge(draft, network, trace, seed)
     largest = found[0].tokens_per_s
     if rank == "flow":
-        trials = [judge.trial(found[0])]
+        trials = [judge.trial(polished(network, found[0], seed, time_limit_s))]
     else:
         judge.trial(found[0])  # compiles the simulator, if it must
         trials = judge.search(found, perf_counter() + time_limit_s, progress)
@@ -228,6 +230,20 @@ class Judge:
         )
         self.cut_short |= perf_counter() - begun >= time_limit_s
         return [best] if best is not start else []
+
+
+def polished(network: Network, candidate: Candidate, seed: int, time_limit_s: float) -> Candidate:
+    """Return a candidate after local search for more flow, stages no longer kept."""
+    placement, flow = improve(
+        network, candidate.placement,
+        lambda p: solve_flow(
+            network, p, partial_inference=candidate.partial_inference
+        ).tokens_per_s,
+        seed=seed, time_limit_s=time_limit_s, attempts=FLOW_ATTEMPTS,
+    )  # fmt: skip
+    if flow <= candidate.tokens_per_s * (1 + 1e-9):
+        return candidate
+    return Candidate(f"improved: {candidate.name}", placement, flow, candidate.partial_inference)
 
 
 def merged(machines: Machines) -> Machines:
