@@ -35,6 +35,7 @@ DECODE = {
     "geo24": {"Helix MILP": 98.0, "SWARM": 51.9, "PETALS": 66.6},
     "hetero42": {"Helix MILP": 645.6, "SWARM": 473.2},
 }
+ROUTING = {"geo24": "99.8 against 81.7"}
 CLOSE = 0.1
 """A simulated figure within this share of the published one counts as reproduced."""
 NAMES = {
@@ -58,7 +59,7 @@ def run(setting: Setting) -> Reproduction:
             )
         )  # fmt: skip
     setting.progress("placing by flow")
-    claims = flow_claims(folder) + [optimum_claim(folder)]
+    claims = [*flow_claims(folder), optimum_claim(folder)]
     lengths = setting.traces / "azure_2023_conv.parquet" if setting.traces else None
     seeds = tuple(setting.seed + seed for seed in SEEDS)
     # the longest first
@@ -97,10 +98,10 @@ def flow_claims(folder: Path) -> list[Claim]:
         bound = upper_bound(tables, numbers, machines.layers, lower=best.tokens_per_s)
         claims.append(
             Claim(
-                f"the solver's flow is the best known, {NAMES[cluster]}",
+                f"the MILP's flow is within 5 % of the best, {NAMES[cluster]}",
                 f"{published:,.2f} after {FLOW_SECONDS[cluster]:,} s",
                 f"{best.tokens_per_s:,.2f} after {seconds:.1f} s", "tokens/s",
-                best.tokens_per_s <= published * 1.001 and not wrong,
+                best.tokens_per_s <= published * 1.05 and not wrong,
                 f"at most {bound.tokens_per_s:,.1f} by {bound.name}, gap "
                 f"{bound.tokens_per_s / best.tokens_per_s - 1:.2%}; Helix stops by a bound of "
                 f"{work_bound(tables, numbers, machines.layers):,.1f}"
@@ -142,16 +143,31 @@ def served_claims(cluster: str, rows: Sequence[Figures]) -> list[Claim]:
                 abs(ours.decode_tokens_per_s / published - 1) <= CLOSE,
                 f"latency of a prompt {ours.prompt_latency_s:.2f} s, of a token "
                 f"{ours.decode_latency_s:.2f} s; other draws of lengths"
-                + (", IWRR routing" if name != "Helix MILP" else ""),
+                + (", IWRR routing" if name == "PETALS" else ""),
             )
         )  # fmt: skip
     helix = by_name["Helix MILP"]
-    for name in ("Helix MILP, flow spread", "ours, largest flow", "ours, local search"):
+    swarm = by_name["Helix MILP, SWARM routing"]
+    claims.append(
+        Claim(
+            f"IWRR serves more than SWARM's routing on one placement, {NAMES[cluster]}",
+            ROUTING.get(cluster, "not measured"),
+            f"{helix.decode_tokens_per_s:,.1f} against {swarm.decode_tokens_per_s:,.1f}", "tokens/s",
+            helix.decode_tokens_per_s > swarm.decode_tokens_per_s,
+            f"latencies {helix.prompt_latency_s:.2f} / {helix.decode_latency_s:.2f} s against "
+            f"{swarm.prompt_latency_s:.2f} / {swarm.decode_latency_s:.2f} s; here SWARM's routing "
+            "sees every node's KV cache",
+        )
+    )  # fmt: skip
+    for name in (
+        "Helix MILP, flow spread", "ours, largest flow", "ours, best of candidates",
+        "ours, local search", "ours, local search, SWARM routing",
+    ):  # fmt: skip
         ours = by_name[name]
         better = ours.decode_tokens_per_s > helix.decode_tokens_per_s
         claims.append(
             Claim(
-                f"Helix's placement serves most: against {name}, {NAMES[cluster]}",
+                f"no placement serves more than the MILP's: {name}, {NAMES[cluster]}",
                 f"{helix.decode_tokens_per_s:,.1f} at {helix.prompt_latency_s:.2f} / "
                 f"{helix.decode_latency_s:.2f} s (published layout, simulated here)",
                 f"{ours.decode_tokens_per_s:,.1f} at {ours.prompt_latency_s:.2f} / "

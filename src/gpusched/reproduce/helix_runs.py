@@ -86,12 +86,13 @@ def measure(
     even: bool = True,
     partial: bool = False,
     drop: bool = True,
+    routing: str = "iwrr",
 ) -> Figures:
     """Simulate a placement; ``even`` spreads its flow, ``drop`` rejects what finds no pipeline at
     once as the artifact does."""
     flow = solve_flow(network, placement, partial_inference=partial)
     flows = spread_flow(network, placement, partial_inference=partial)[1] if even else flow.flows
-    policy = replace(pipeline_routing("iwrr"), kv_high_water=0.85, output_share=1.0)
+    policy = replace(pipeline_routing(routing), kv_high_water=0.85, output_share=1.0)
     rows = []
     for seed in seeds:
         result = simulate_pipelines(
@@ -126,10 +127,14 @@ def run_cluster(task: Task) -> tuple[list[Figures], float]:
         measure(task, network, "Helix MILP", layout, seeds=task.seeds, even=False),
         measure(task, network, "Helix MILP, flow spread", layout, seeds=task.seeds),
         measure(task, network, "SWARM", published_layout(task.cluster, "swarm"),
-                seeds=task.seeds, even=False),
+                seeds=task.seeds, even=False, routing="swarm"),
         measure(task, network, "PETALS", published_layout(task.cluster, "petals"),
                 seeds=task.seeds, even=False, partial=True),
     ]  # fmt: skip
+    rows.append(
+        measure(task, network, "Helix MILP, SWARM routing", layout, seeds=task.seeds, even=False,
+                routing="swarm")
+    )  # fmt: skip
     base = measure(
         task, network, "", layout, seeds=(SEARCH_SEED,), window_s=SEARCH_WINDOW_S, even=False
     )
@@ -158,4 +163,8 @@ def run_cluster(task: Task) -> tuple[list[Figures], float]:
         if reached > value:
             best, value = found, reached
     rows.append(measure(task, network, "ours, local search", best, seeds=task.seeds))
+    rows.append(
+        measure(task, network, "ours, local search, SWARM routing", best, seeds=task.seeds,
+                routing="swarm")
+    )  # fmt: skip
     return rows, largest.tokens_per_s

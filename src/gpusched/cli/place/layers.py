@@ -24,7 +24,7 @@ def layers(
     ] = "simulation",
     time_limit: Annotated[
         float, typer.Option("--time-limit", help="Seconds for simulating placements.", min=0.0)
-    ] = 30.0,
+    ] = 60.0,
     seed: Annotated[int, typer.Option(help="Seed of generated traffic and random choices.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:

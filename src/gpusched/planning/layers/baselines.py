@@ -27,7 +27,7 @@ def swarm(network: Network) -> Placement | None:
     """Return a placement as SWARM makes it: as few equal stages as every machine can hold, each
     machine in the stage that is slowest so far; None if no number of layers fits."""
     layers, most = network.machines.layers, network.most
-    fits = [k for k in range(1, int(most.min(initial=0)) + 1) if layers % k == 0]
+    fits = [k for k in range(1, int(most.min()) + 1) if layers % k == 0]
     if not fits:
         return None
     k = max(fits)

@@ -75,7 +75,7 @@ def covering_bound(
     tables: Sequence[Floats], numbers: Ints, layers: int, lower: float, upper: float
 ) -> float:
     """Return the bound by the best weights, to within a thousandth, by bisection over the flow."""
-    low, high = lower, upper
+    low, high = max(lower, RESOLUTION * upper), upper
     columns: list[Floats] = []
     while high - low > RESOLUTION * high:
         middle = (low + high) / 2

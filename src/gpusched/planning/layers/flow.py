@@ -45,7 +45,7 @@ class Network:
 
     def table(self, node: int) -> Floats:
         """Tokens/s of a node holding 1, 2, ... layers."""
-        return self.tables[self.machines.kind_of[node]]
+        return self.tables[int(self.machines.kind_of[node])]
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def solve_flow(
     # node i enters at i and leaves at n + i; the front is source 2n and sink 2n + 1
     tails = np.concatenate((np.arange(n), np.where(origin == n, 2 * n, n + origin)))
     heads = np.concatenate((n + np.arange(n), np.where(to == n, 2 * n + 1, to)))
-    # more than all nodes together never limits
-    links = np.minimum(network.links[origin, to], rates.sum())
+    # twice what all nodes carry never limits
+    links = np.minimum(network.links[origin, to], 2 * rates.sum() + 1)
     capacities = np.concatenate((rates, links))
     found = max_flow(2 * n + 2, tails, heads, capacities, source=2 * n, sink=2 * n + 1)
     flows = np.zeros((n + 1, n + 1))

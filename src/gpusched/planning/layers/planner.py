@@ -34,10 +34,21 @@ RANKED_REQUESTS = 1000
 """Requests of the trace on which placements are compared."""
 FINALISTS = 3
 """Placements that local search starts from."""
+ATTEMPTS = 50
+"""Placements that it tries from each."""
+FLOW_ATTEMPTS = 3000
+"""Placements that it tries where only the flow counts."""
+TIME_LIMIT_S = 60.0
+ROUTERS = ("iwrr", "swarm", "shortest-queue")
+"""Policies tried on the chosen placement."""
 LATENCY_WEIGHT = 0.1
 """Of short answers against requests that meet their objectives."""
 SMALLEST_FLOW = 1e-6
 MOST_ALTERNATIVES = 12
+CUT_SHORT = (
+    "the time limit ended the search: this is the best plan so far, and another run may find another; "
+    "raise --time-limit"
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Trial:
     flows: Floats
     figures: dict[str, Any]
     score: float
+    routing: str = "iwrr"
 
     @property
     def depth(self) -> int:
@@ -72,15 +84,15 @@ def place_layers(
     spec: Spec,
     *,
     seed: int = 0,
-    time_limit_s: float = 30.0,
+    time_limit_s: float = TIME_LIMIT_S,
     rank: Rank = "simulation",
     progress: Callable[[str], None] = lambda message: None,
 ) -> LayerAnswer:
     """Return the best placement found for a spec and how far from the best possible its flow is.
 
     Placements from deep to shallow are simulated on the spec's traffic and the best is improved by
-    local search, each change simulated, until the time is up; ``rank="flow"`` goes by the maximum
-    flow alone.
+    local search, each change simulated; ``rank="flow"`` goes by the maximum flow alone. Results
+    depend on ``seed`` alone unless the time limit ends the search, of which a warning tells.
 
     Raises:
         InputError: the workload cannot be read.
@@ -105,16 +117,21 @@ def place_layers(
     judge = Judge(draft, network, trace, seed)
     largest = found[0].tokens_per_s
     if rank == "flow":
-        trials = [judge.trial(found[0])]
+        trials = [judge.trial(polished(network, found[0], seed, time_limit_s))]
     else:
         judge.trial(found[0])  # compiles the simulator, if it must
         trials = judge.search(found, perf_counter() + time_limit_s, progress)
     chosen = max(trials, key=lambda trial: trial.score)
+    if rank == "simulation":
+        routed = [chosen, *(judge.trial(chosen.candidate, router) for router in ROUTERS[1:])]
+        best = max(routed, key=lambda trial: trial.score)
+        trials = [best if trial is chosen else trial for trial in trials]
+        chosen = best
     numbers = np.bincount(machines.kind_of, minlength=len(machines.kinds))
     largest = max(largest, *(trial.candidate.tokens_per_s for trial in trials))
     bound = upper_bound(tables, numbers, machines.layers, lower=largest)
     progress("simulating the whole trace")
-    plan = judge.plan_of(chosen.candidate, chosen.flows)
+    plan = judge.plan_of(chosen.candidate, chosen.flows, chosen.routing)
     result = simulate_plan(plan, trace, seed=seed)
     figures = plan_metrics(plan, trace, result)
     plan = plan.model_copy(
@@ -126,7 +143,10 @@ def place_layers(
             ),
             "pareto": _front(judge, trials, chosen),
             "assumptions": _assumptions(machines, spec),
-            "warnings": tuple(figures["warnings"]) + _shortfalls(spec, figures),
+            "warnings": (
+                *figures["warnings"], *_shortfalls(spec, figures),
+                *([CUT_SHORT] if judge.cut_short else []),
+            ),
             "provenance": Provenance(version=version("gpusched"), seed=seed),
         }
     )  # fmt: skip
@@ -142,27 +162,31 @@ class Judge:
         self.draft, self.network, self.seed = draft, network, seed
         self.trace = trace.take(np.arange(min(RANKED_REQUESTS, len(trace))))
         self.simulated = 0
+        self.cut_short = False
+        """Whether the time limit ended the search."""
 
-    def plan_of(self, candidate: Candidate, flows: Floats) -> Plan:
+    def plan_of(self, candidate: Candidate, flows: Floats, routing: str = "iwrr") -> Plan:
         """Return the draft with a placement and its flows."""
         placed = layer_placement(self.network, candidate.placement, flows)
-        placed = placed.model_copy(update={"partial_inference": candidate.partial_inference})
+        placed = placed.model_copy(
+            update={"partial_inference": candidate.partial_inference, "routing": routing}
+        )
         return self.draft.model_copy(update={"layers": placed})
 
-    def trial(self, candidate: Candidate) -> Trial:
+    def trial(self, candidate: Candidate, routing: str = "iwrr") -> Trial:
         """Simulate a placement and score it: the share of requests that meet their objectives, then
         how soon answers end."""
         _, flows = spread_flow(
             self.network, candidate.placement, partial_inference=candidate.partial_inference
         )
-        plan = self.plan_of(candidate, flows)
+        plan = self.plan_of(candidate, flows, routing)
         result = simulate_plan(plan, self.trace, seed=self.seed)
         figures = plan_metrics(plan, self.trace, result)
         self.simulated += 1
         mean_s = figures["e2e_s"]["mean"] if figures["completed"] else np.inf
         served = figures["completed"] / max(figures["requests"], 1)
         prompt = LATENCY_WEIGHT * served / (1 + mean_s / 60)
-        return Trial(candidate, flows, figures, figures["slo_attainment"] + prompt)
+        return Trial(candidate, flows, figures, figures["slo_attainment"] + prompt, routing)
 
     def search(
         self, found: list[Candidate], until: float, progress: Callable[[str], None]
@@ -171,12 +195,14 @@ class Judge:
         trials: list[Trial] = []
         for candidate in found:
             if trials and perf_counter() > until:
+                self.cut_short = True
                 break
             trials.append(self.trial(candidate))
             progress(f"{len(trials)} of {len(found)} placements simulated")
         starts = sorted(trials, key=lambda trial: -trial.score)[:FINALISTS]
         for turn, start in enumerate(starts):
             left = (until - perf_counter()) / (len(starts) - turn)
+            self.cut_short |= left <= 0
             if left > 0 and not start.candidate.partial_inference:
                 trials += self._climb(start, self.seed + turn, left, progress)
         return trials
@@ -198,8 +224,26 @@ class Judge:
             return trial.score
 
         placement = start.candidate.placement
-        improve(self.network, placement, score, seed=seed, time_limit_s=time_limit_s)
+        begun = perf_counter()
+        improve(
+            self.network, placement, score, seed=seed, time_limit_s=time_limit_s, attempts=ATTEMPTS
+        )
+        self.cut_short |= perf_counter() - begun >= time_limit_s
         return [best] if best is not start else []
+
+
+def polished(network: Network, candidate: Candidate, seed: int, time_limit_s: float) -> Candidate:
+    """Return a candidate after local search for more flow, stages no longer kept."""
+    placement, flow = improve(
+        network, candidate.placement,
+        lambda p: solve_flow(
+            network, p, partial_inference=candidate.partial_inference
+        ).tokens_per_s,
+        seed=seed, time_limit_s=time_limit_s, attempts=FLOW_ATTEMPTS,
+    )  # fmt: skip
+    if flow <= candidate.tokens_per_s * (1 + 1e-9):
+        return candidate
+    return Candidate(f"improved: {candidate.name}", placement, flow, candidate.partial_inference)
 
 
 def merged(machines: Machines) -> Machines:
@@ -369,7 +413,7 @@ def _alternative(judge: Judge, trial: Trial, chosen: bool) -> Alternative:
     misses = _shortfalls_of(judge.draft.slo.classes, figures)
     return Alternative(
         summary=f"{trial.candidate.name}: {trial.depth} stages, "
-        f"{trial.candidate.tokens_per_s:,.0f} tokens/s of flow, TPOT p95 {tpot * 1e3:,.0f} ms",
+        f"{trial.candidate.tokens_per_s:,.0f} tokens/s of flow, {trial.routing}, TPOT p95 {tpot * 1e3:,.0f} ms",
         gpus=plan.gpus,
         usd_per_hour=plan.usd_per_hour,
         kg_per_hour=figures["carbon_kg"] / max(figures["simulated_s"], 1e-9) * 3600.0,
