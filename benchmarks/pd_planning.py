@@ -8,6 +8,7 @@ python benchmarks/pd_planning.py [--json] [--no-plans] [--picture FILE]
 
 import argparse
 import json
+import re
 from pathlib import Path
 from time import perf_counter
 
@@ -36,6 +37,7 @@ GPUS = (8, 16, 32, 64, 256, 512, 1024, 2048)
 LAST_ENUMERATED = 16
 SHORTLIST = 30
 LOCAL_SHARE = 0.25
+COLOURS = ("#0b6e4f", "#c8553d", "#7a6ff0", "#8d99ae")
 RATE_RPS = 360.0
 """Rounds a second on 64 GPUs at which plans are compared."""
 
@@ -160,11 +162,28 @@ def picture(question, plans):
             result = simulate(fleet_for(scored.plan), trace)
             met = session_attainments(sessions_met(result, trace, question.slo))
             shares[name].append(100.0 * met["default"])
-    return line_chart(
+    figure = line_chart(
         [Line(name, rates, np.array(share)) for name, share in shares.items()],
         title=f"Sessions in time: retrieval, {question.model}, 64 H100",
         x_label="rounds a second",
         y_label="% of sessions",
+    )
+    return standalone(figure, list(plans))
+
+
+def standalone(figure, names):
+    """Return the chart of a report's figure as an SVG file, with colours and a legend of its own."""
+    drawing = re.search("<svg(.*)</svg>", figure, re.DOTALL).group(1)
+    style = "".join(f".c{i}{{stroke:{colour}}}" for i, colour in enumerate(COLOURS))
+    legend = "".join(
+        f'<line class="line c{i}" x1="80" x2="104" y1="{170 + 20 * i}" y2="{170 + 20 * i}"/>'
+        f'<text x="110" y="{174 + 20 * i}">{name}</text>'
+        for i, name in enumerate(names)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg"{drawing}<style>svg{{background:#fff}}text{{font:12px '
+        f"sans-serif;fill:#333}}.grid{{stroke:#ddd}}.line{{fill:none;stroke-width:2}}{style}</style>"
+        f"{legend}</svg>\n"
     )
 
 
