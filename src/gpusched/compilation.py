@@ -95,14 +95,19 @@ def _inner(function: Function, *, forceinline: bool) -> Function:
 
 
 def kernel_where(part: str, otherwise: Function) -> Callable[[Function], Function]:
-    """Compile a function of the simulator's state in two forms: as it stands where the state has this
-    part, and as ``otherwise`` where the part is None.
+    """Compile a function of the simulator's state in two forms: as it stands, out of line, where the
+    state has this part, and as ``otherwise`` where the part is None.
 
     A branch on ``s.part is None`` would have both sides compiled, and the part's fields must then
     have types even where there are none.
     """
 
     def decorate(function: Function) -> Function:
+        present = cold_kernel(function)
+
+        def out_of_line(s: Any, *arguments: Any) -> Any:
+            return present(s, *arguments)
+
         def call(s: Any, *arguments: Any) -> Any:
             return (otherwise if getattr(s, part) is None else function)(s, *arguments)
 
@@ -111,7 +116,7 @@ def kernel_where(part: str, otherwise: Function) -> Callable[[Function], Functio
         @overload(call, strict=False, jit_options=options)
         def choose(s: Any, *arguments: Any) -> Any:
             absent = isinstance(s.types[s.fields.index(part)], types.NoneType)
-            return otherwise if absent else function
+            return otherwise if absent else out_of_line
 
         return call  # type: ignore[return-value]
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -204,7 +204,7 @@ def _binding(search: Search, best: Scored) -> str:
             reasons.append(f"one {kind} is the least there can be")
             continue
         counts = tuple(n - (j == i) for j, n in enumerate(best.deployment.counts))
-        fewer = search.score(Deployment(best.deployment.engines, counts))
+        fewer = search.score(replace(best.deployment, counts=counts))
         share = min(fewer.by_bound.values())
         if fewer.feasible:
             reasons.append(f"none: {count - 1} {kind}s would meet the objectives as well")
@@ -315,12 +315,15 @@ def _enough(search: Search, nearest: Scored) -> int | None:
             )
         }
     )
-    wider = Search(
-        search.spec.model_copy(update={"cluster": largest}), search.trace, seed=search.seed
+    limits = search.spec.search.model_copy(update={"max_gpus": None})
+    wider = type(search)(
+        search.spec.model_copy(update={"cluster": largest, "search": limits}),
+        search.trace,
+        seed=search.seed,
     )
     for factor in (1.25, 1.5, 2, 3, 4, 6, 8):
         counts = tuple(max(int(n * factor), n + 1) for n in deployment.counts)
-        scored = wider.score(Deployment(deployment.engines, counts))
+        scored = wider.score(replace(deployment, counts=counts))
         if scored.feasible:
             return scored.deployment.gpus
     return None

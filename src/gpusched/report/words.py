@@ -68,6 +68,13 @@ def figure_lines(plan: Plan, figures: Mapping[str, Any]) -> Iterator[tuple[str, 
     yield "KV cache peak", f"{figures['kv_utilization_peak']:.1%}"
     if figures["prefix_hit_rate"]:
         yield "prefix hit rate", f"{figures['prefix_hit_rate']:.1%}"
+    if "rounds" in figures:
+        rounds = figures["rounds"]
+        branches = ", ".join(f"{n} {count:,}" for n, count in rounds["branches"].items() if count)
+        yield "local prefills", f"{rounds['local_prefill_share']:.1%} of those with a history"
+        yield "prefills placed", branches or "none"
+        evicted, missed = rounds["history_evictions"], rounds["histories_missed"]
+        yield "histories evicted", f"{evicted:,}, missed by {missed:,} rounds"
     measured = (
         "on measured engines like these" if not figures["warnings"] else "at best, see warnings"
     )

@@ -149,3 +149,16 @@ def test_impossible_questions_name_the_constraint(changes, words):
 def test_bad_questions_get_one_clear_message(workload, words):
     with pytest.raises(InputError, match=words):
         plan_deployment(spec(workload=workload))
+
+
+def test_plans_of_several_degrees_say_what_binds():
+    """Three pools, and too few GPUs: the remedies keep the roles of the pools."""
+    question = spec(
+        search={"roles": ["disaggregated"], "max_gpus": 9},
+        workload={**SPEC["workload"], "rate_rps": 38},
+        slo={"ttft_ms": 330, "tpot_ms": 36, "attainment": 0.9999},
+    )
+    with pytest.raises(InfeasibleError) as caught:
+        plan_deployment(question)
+    assert "of sessions" in str(caught.value)
+    assert "would help" in str(caught.value)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, product
 from math import ceil
 
 import numpy as np
@@ -109,6 +109,29 @@ class Proposals:
                 least, most = capacity_of(problem, x, y)
                 splits.setdefault((x, y), Split(x, y, least, most, whole.capacity))
         return sorted(map(self._propose, splits.values()), key=_most_expected)
+
+    def neighbours(self, deployment: Deployment) -> list[Proposal]:
+        """Return the splits that differ by GPUs of one kind and phase given to another, as few as make
+        whole workers, the most expected first."""
+        split, problem = self.split_of(deployment), self.problem()
+        workers = np.array([*split.prefill, *split.decode])
+        size, group = np.tile(problem.size, 2), np.tile(problem.group, 2)
+        allowed = np.concatenate((problem.prefill_speed, problem.decode_speed)) > 0
+        kinds = len(self.kinds)
+        found = []
+        for a, b in product(np.flatnonzero(workers), np.flatnonzero(allowed)):
+            moved = int(np.lcm(size[a], size[b]))
+            if a == b or group[a] != group[b] or workers[a] * size[a] < moved:
+                continue
+            other = workers.copy()
+            other[a] -= moved // size[a]
+            other[b] += moved // size[b]
+            x, y = other[:kinds], other[kinds:]
+            if x.any() and y.any():
+                least, most = capacity_of(problem, x, y)
+                moved_split = Split(tuple(x.tolist()), tuple(y.tolist()), least, most, split.bound)
+                found.append(self._propose(moved_split))
+        return sorted(found, key=_most_expected)
 
     def least_price(self, capacity: float) -> float:
         """Return a bound on the price of splits that carry a multiple of the offered load."""

@@ -15,6 +15,9 @@ from gpusched.planning.rounds.workers import Kind
 
 Floats = NDArray[np.float64]
 
+OVERLOADED = 1e-3
+"""Share in time of an overloaded pool, over its load: low, and lower the more it is overloaded."""
+
 
 def wait_probability(servers: int, load: float) -> float:
     """Return Erlang's C: the probability to wait with ``load`` servers busy in the mean."""
@@ -56,7 +59,7 @@ def _prefills_in_time(
     if not np.isfinite(ttft_s):
         return np.ones_like(served_s)
     if use >= 1.0:
-        return np.where(served_s <= ttft_s, 1e-3 / use, 0.0)
+        return np.where(served_s <= ttft_s, OVERLOADED / use, 0.0)
     weight = np.where(load.first, 1.0, 1.0 - local_share)
     mean = float(np.average(served_s, weights=weight))
     variation = float(np.average(served_s**2, weights=weight)) / mean**2 - 1.0

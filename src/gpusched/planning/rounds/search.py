@@ -193,6 +193,7 @@ class RoundsSearch(Search):
         if self.spec.objective == "goodput":
             for proposal in proposals.of_all_gpus(self.rounds.shortlist):
                 self.score(proposal.deployment)
+            self._exchange(proposals)
         else:
             self._search_prices(proposals.cheapest())
         splits = [s for s in self.scored.values() if "prefill" in s.deployment.roles]
@@ -235,6 +236,28 @@ class RoundsSearch(Search):
             else:
                 at = (low + high) // 2
             stride *= 2
+
+    def _exchange(self, proposals: Proposals) -> None:
+        """Give GPUs of the best split to other workers while more sessions are in time for it.
+
+        The most expected of a split's neighbours are simulated, the first better one is the next split.
+        """
+
+        def rank(scored: Scored) -> tuple[float, float]:
+            return scored.reached, scored.figure("goodput_rps")
+
+        best = max((s for s in self.scored.values() if "prefill" in s.deployment.roles), key=rank)
+        left, improved = self.rounds.shortlist, True
+        while improved and left > 0:
+            improved = False
+            for proposal in proposals.neighbours(best.deployment)[: max(left // 2, 1)]:
+                if proposal.deployment in self.scored:
+                    continue
+                left -= 1
+                scored = self.score(proposal.deployment)
+                if rank(scored) > rank(best):
+                    best, improved = scored, True
+                    break
 
     def _trim(self, deployment: Deployment) -> None:
         """Take workers away, one at a time, as long as the objectives are met."""

@@ -6,7 +6,7 @@ shipped to a prefill engine is it safe. On engines that keep histories ``evictab
 blocks, a prefix block being one KV block there.
 """
 
-from gpusched.compilation import kernel, kernel_where
+from gpusched.compilation import cold_kernel, kernel, kernel_where
 from gpusched.sim.state import DECODE_ONLY, NONE
 
 
@@ -41,7 +41,7 @@ def unlink(s, d, i):
     s.engines[d].evictable -= session.blocks
 
 
-@kernel
+@cold_kernel
 def drop(s, d, i):
     """Give up an evictable history."""
     session = s.rounds.sessions[i]

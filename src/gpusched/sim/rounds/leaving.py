@@ -1,6 +1,6 @@
 """What a round leaves behind: its engine's window and queue brought up to date, its history kept."""
 
-from gpusched.compilation import kernel, kernel_where
+from gpusched.compilation import cold_kernel, kernel, kernel_where
 from gpusched.policies.routing.windowed import observe, slot_of
 from gpusched.sim.blocks import blocks_for
 from gpusched.sim.entry import wake
@@ -9,7 +9,7 @@ from gpusched.sim.rounds.observing import bring_up
 from gpusched.sim.state import NONE, PREFILL_ONLY
 
 
-@kernel
+@cold_kernel
 def let_go(s, d, i, now_s):
     """Give up a session's history, if there is one, for good."""
     if s.rounds.sessions[i].tokens > 0:

@@ -1,12 +1,12 @@
 """Decode engines as they are at this moment, in the middle of a leap."""
 
-from gpusched.compilation import kernel
+from gpusched.compilation import cold_kernel
 from gpusched.policies.routing.windowed import SLOTS, observe, slot_of
 from gpusched.sim.engine import cut_leap, grow_to
 from gpusched.sim.timing_kernels import leap_s, steps_until
 
 
-@kernel
+@cold_kernel
 def observe_tokens(s, e, steps):
     """Enter the gaps between tokens of the first ``steps`` steps of a decode engine's leap in its
     window, as far as they are not there yet."""
@@ -47,7 +47,7 @@ def observe_tokens(s, e, steps):
         worker.observed = until
 
 
-@kernel
+@cold_kernel
 def bring_up(s, e, now_s):
     """End a decode engine's leap with the step under way, so that its blocks and its window are
     those of this moment."""
