@@ -35,7 +35,9 @@ def test_policies_take_the_tightest_bounds_of_the_plan():
 
 def test_the_example_places_rounds_both_ways():
     plan = read_plan(EXAMPLE)
-    plan = plan.model_copy(update={"workload": plan.workload.model_copy(update={"duration_s": 600})})
+    plan = plan.model_copy(
+        update={"workload": plan.workload.model_copy(update={"duration_s": 600})}
+    )
     result = simulate(fleet_for(plan), load_workload(plan.workload, plan.slo, seed=0))
     figures = metrics(plan, result)
     assert 0.0 < figures["rounds"]["local_prefill_share"] < 1.0
