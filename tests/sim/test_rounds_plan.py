@@ -25,8 +25,8 @@ def changed(**values):
 
 def test_policies_take_the_tightest_bounds_of_the_plan():
     fleet = fleet_for(read_plan(EXAMPLE))
-    assert fleet.routing == "ampd+window_s=10+ttft_s=1+itl_s=0.03"
-    assert [pool.batching for pool in fleet.pools] == ["on-time+ttft_s=1", "vllm"]
+    assert fleet.routing == "ampd+window_s=10+ttft_s=5+itl_s=0.04"
+    assert [pool.batching for pool in fleet.pools] == ["on-time+ttft_s=5", "vllm"]
     classes = {"slow": {"ttft_ms": 900, "e2e_ms": 9000}, "fast": {"ttft_ms": 400, "tpot_ms": 20}}
     plan = changed(slo=classes, routing={"name": "ampd", "itl_s": 0.5})
     assert fleet_for(plan).routing == "ampd+itl_s=0.5+ttft_s=0.4"
@@ -35,7 +35,9 @@ def test_policies_take_the_tightest_bounds_of_the_plan():
 
 def test_the_example_places_rounds_both_ways():
     plan = read_plan(EXAMPLE)
-    plan = plan.model_copy(update={"workload": plan.workload.model_copy(update={"duration_s": 60})})
+    plan = plan.model_copy(
+        update={"workload": plan.workload.model_copy(update={"duration_s": 600})}
+    )
     result = simulate(fleet_for(plan), load_workload(plan.workload, plan.slo, seed=0))
     figures = metrics(plan, result)
     assert 0.0 < figures["rounds"]["local_prefill_share"] < 1.0
@@ -50,7 +52,7 @@ def test_policies_compared_on_separate_pools():
     assert other.routing == "remote-prefill"
     assert [pool.batching for pool in other.pools] == ["vllm", "vllm"]
     other = fleet_for(with_policies(plan, Variant("on-time+window=5", "least-tokens")))
-    assert other.pools[0].batching == "on-time+window=5+ttft_s=1"
+    assert other.pools[0].batching == "on-time+window=5+ttft_s=5"
 
 
 def test_a_spec_needs_separate_pools():

@@ -49,8 +49,9 @@ def soonest(predicted_s, low, high):
 
 @kernel
 def added_itl_s(prefill_s, decoding, tokens):
-    """What a local prefill adds to the mean inter-token latency of a window of ``tokens`` tokens:
-    it holds up one token of each of ``decoding`` requests."""
+    """What ``prefill_s`` of local prefills, those queued there included, adds to the mean inter-token
+    latency of a window of ``tokens`` tokens: each holds up one token of each of ``decoding``
+    requests."""
     return prefill_s * decoding / tokens if tokens > 0 else prefill_s * min(decoding, 1)
 
 

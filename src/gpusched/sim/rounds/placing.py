@@ -88,7 +88,7 @@ def place_prefill(s, rules, r, d, history, now_s):
         queue_ends_s(s, d, now_s) + alone_s,
         away_s,
         itl_s,
-        added_itl_s(alone_s, s.engines[d].decoding, tokens),
+        added_itl_s(rounds.workers[d].queue_s + alone_s, s.engines[d].decoding, tokens),
         ttft_s,
         settings.ttft_s,
         settings.itl_s,

@@ -219,9 +219,10 @@ class RoundsReference(Reference):
         local_s = ready_s(home) + alone_s
         ttft_s, _ = away.mean(now_s, policy.window_s)
         itl_s, tokens = home.mean(now_s, policy.window_s)
-        extra_s = alone_s if home.decodes else 0.0
+        held_up_s = home.queue_s + alone_s
+        extra_s = held_up_s if home.decodes else 0.0
         if tokens:
-            extra_s = alone_s * len(home.decodes) / tokens
+            extra_s = held_up_s * len(home.decodes) / tokens
         else:
             itl_s = float(home.timing.decode_s[1])
         decode_well = itl_s <= policy.beta * policy.itl_s and itl_s + extra_s <= policy.itl_s
