@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.plan import Plan, PlannedPool
 from gpusched.domain.spec import Spec
-from gpusched.sim.deploy import does_not_fit, pool_memory, pool_timing
+from gpusched.sim.deploy import does_not_fit, engine_timing, pool_memory
 from gpusched.timing.iteration import TimingModel
 from gpusched.traces.trace import Trace
 
@@ -94,7 +94,7 @@ def enumerate_engines(spec: Spec, trace: Trace) -> tuple[list[Engine], list[Refu
                 )
             )
             continue
-        timing = pool_timing(plan, pool)
+        timing = engine_timing(plan, pool)
         refusal = _latency_refusal(spec, trace, timing, label)
         if refusal is not None:
             refusals.append(refusal)
