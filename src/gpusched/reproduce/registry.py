@@ -32,6 +32,9 @@ PAPERS = {
         "gate_and_route",
     ),
     "experts": Paper("Topology-aware placement of experts", "2508.09229", "experts"),
+    "findep": Paper(
+        "FinDEP: fine-grained overlap of disaggregated experts", "2512.21487", "findep"
+    ),
     "probe": Paper("PROBE: real-time balancing of expert parallelism", "2602.00509", "probe"),
 }
 
