@@ -14,6 +14,7 @@ from gpusched.reproduce.registry import reproduce
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURES = {
     "experts": ("saving", "place-experts.svg"),
+    "findep": ("speed-up", "expert-overlap.svg"),
     "probe": ("shift", "expert-balancing.svg"),
 }
 LIGHT = "--ink:#1b2430;--soft:#5b6776;--grid:#e4e8ee;--c0:#1f6fb2;--c1:#d9822b;--c2:#2a8f6b;--c3:#8e5bb5;--c4:#b3476c;--c5:#6b7785"

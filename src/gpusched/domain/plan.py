@@ -34,11 +34,25 @@ class PlannedPool(Section):
     data_parallel_size: int = Field(default=1, ge=1, le=1024)
     """Units with attention and KV cache of their own that share the experts of one replica."""
     enable_expert_parallel: bool = False
+    attention_gpus: int | None = Field(default=None, ge=1, le=1024)
+    """GPUs of one replica with attention and KV cache, where experts have GPUs of their own."""
+    expert_gpus: int | None = Field(default=None, ge=1, le=1024)
+    """GPUs of one replica that share the routed experts, beside ``attention_gpus``."""
     engine: EngineSettings = EngineSettings()
 
     @property
+    def layout(self) -> str:
+        """How the GPUs of a replica share its work: ``TP8``, or ``3 attention + 5 expert GPUs``."""
+        if self.attention_gpus is not None:
+            return f"{self.attention_gpus} attention + {self.expert_gpus} expert GPUs"
+        return self.parallelism.layout
+
+    @property
     def parallelism(self) -> Parallelism:
-        """The replica's degrees of parallelism."""
+        """The replica's degrees of parallelism; with experts apart, all GPUs as ranks."""
+        if self.attention_gpus is not None and self.expert_gpus is not None:
+            gpus = self.attention_gpus + self.expert_gpus
+            return Parallelism(dp=gpus, ep=gpus)
         stage_gpus = self.tensor_parallel_size * self.data_parallel_size
         return Parallelism(
             tp=self.tensor_parallel_size,
@@ -49,6 +63,15 @@ class PlannedPool(Section):
 
     @model_validator(mode="after")
     def _check_units(self) -> "PlannedPool":
+        if (self.attention_gpus is None) != (self.expert_gpus is None):
+            raise ValueError("give attention_gpus and expert_gpus together")
+        sizes = (self.tensor_parallel_size, self.pipeline_parallel_size, self.data_parallel_size)
+        if self.attention_gpus is not None and (sizes != (1, 1, 1) or self.enable_expert_parallel):
+            raise ValueError(
+                "attention_gpus and expert_gpus say how a replica is spread; leave out "
+                "tensor_parallel_size, pipeline_parallel_size, data_parallel_size and "
+                "enable_expert_parallel"
+            )
         if self.data_parallel_size > 1 and not self.enable_expert_parallel:
             raise ValueError(
                 f"data_parallel_size {self.data_parallel_size} needs enable_expert_parallel: true; "
@@ -64,7 +87,7 @@ class PlannedPool(Section):
     def __str__(self) -> str:
         role = "" if self.role == "mixed" else f" {self.role}"
         expert = "·EP" if self.enable_expert_parallel else ""
-        return f"{self.replicas} × {self.gpu} {self.parallelism.layout}{expert}{role}"
+        return f"{self.replicas} × {self.gpu} {self.layout}{expert}{role}"
 
 
 class PlannedStage(Section):

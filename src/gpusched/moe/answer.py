@@ -1,6 +1,6 @@
 """The best expert placement of a spec beside the usual ones, as figures and as a document."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,9 @@ class Answer:
         }  # fmt: skip
 
 
-def answer_experts(spec: ExpertSpec, seed: int = 0) -> Answer:
+def answer_experts(
+    spec: ExpertSpec, seed: int = 0, progress: Callable[[str], None] = lambda message: None
+) -> Answer:
     """Place a spec's experts for the fewest hops and compare with the usual placements.
 
     Raises:
@@ -106,6 +108,7 @@ def answer_experts(spec: ExpertSpec, seed: int = 0) -> Answer:
     best = place_experts(
         weight, trips, layer_cap=layer_cap, total_cap=total_cap, replicas=spec.replicas,
         previous=read_servers(spec.previous) if spec.previous else None, move_cost=spec.move_hops,
+        progress=progress,
     )  # fmt: skip
 
     def split(name: str, placement: ExpertPlacement) -> Candidate:
@@ -114,7 +117,7 @@ def answer_experts(spec: ExpertSpec, seed: int = 0) -> Answer:
 
     candidates = [split("fewest hops", best)]
     even = np.full_like(weight, weight[0].sum() / experts)
-    blind = place_experts(even, trips, layer_cap=layer_cap, total_cap=total_cap)
+    blind = place_experts(even, trips, layer_cap=layer_cap, total_cap=total_cap, progress=progress)
     candidates.append(
         split("fewest hops, loads unknown", given_placement(weight, trips, blind.at, "exchange"))
     )

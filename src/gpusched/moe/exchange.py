@@ -57,10 +57,10 @@ def refresh(layer, expert_of, at, hosted, cost, cheapest, choice, dirty):
 
 @entry_kernel
 def insert_items(
-    expert_of, cost, layer_cap, at, hosted, count, cheapest, choice, dirty, distance, parent
+    expert_of, order, cost, layer_cap, at, hosted, count, cheapest, choice, dirty, distance, parent
 ):
-    """Place the items of each layer at least cost under the layer's caps alone, one at a time along
-    a shortest path of exchanges.
+    """Place the items of each layer at least cost under the layer's caps alone, one at a time in the
+    given order, each along a shortest path of exchanges.
 
     Returns the first layer without room, or -1.
     """
@@ -69,7 +69,8 @@ def insert_items(
     for layer in range(layers):
         for server in range(servers):
             refresh_row(layer, server, expert_of, at, hosted, cost, cheapest, choice)
-        for item in range(items):
+        for turn in range(items):
+            item = order[layer, turn]
             expert = expert_of[layer, item]
             for s in range(servers):
                 distance[s] = FAR if hosted[layer, expert, s] else cost[layer, expert, s]
@@ -201,13 +202,14 @@ def drop_first(heap_key, heap_node, size):
 @entry_kernel
 def relieve(
     expert_of, cost, layer_cap, total_cap, at, hosted, count, total,
-    cheapest, choice, dirty, potential, distance, parent, settled, heap_key, heap_node,
+    cheapest, choice, dirty, potential, distance, parent, settled, heap_key, heap_node, most_paths,
 ):  # fmt: skip
     """Move items from servers over their total cap to servers with room, each along a shortest path
     of exchanges (Dijkstra on reduced costs).
 
-    ``potential`` must leave no negative reduced cost. Returns the number of paths, or -1 where an
-    overloaded server reaches no room; the servers it reaches are then marked in ``settled``.
+    ``potential`` must leave no negative reduced cost. Returns how many items are still to move after
+    ``most_paths``, or -1 where an overloaded server reaches no room; the servers it reaches are then
+    marked in ``settled``.
     """
     layers, servers = count.shape
     first = layers * servers
@@ -232,8 +234,8 @@ def relieve(
                 distance[first + s] = potential[source] - potential[first + s]
                 parent[first + s] = source
                 size = push(heap_key, heap_node, size, distance[first + s], first + s)
-        if excess == 0:
-            return paths
+        if excess == 0 or paths == most_paths:
+            return excess
         settled[source] = 1
         distance[source] = 0
         reached = False

@@ -10,6 +10,7 @@ The rows form a network matrix, so the linear program has whole-numbered vertice
 bound is needed (arXiv 2508.09229 gives the program to an integer solver).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Method = Literal["exchange", "ortools", "lp"]
 
+PATHS = 500
+"""Moves between reports of progress."""
 LARGEST = 1 << 40
 """Integer that the largest cost is scaled to."""
 
@@ -110,7 +113,10 @@ def _copies(program: Program) -> Ints:
 
 
 def solve(
-    program: Program, method: Method = "exchange", start: Ints | None = None
+    program: Program,
+    method: Method = "exchange",
+    start: Ints | None = None,
+    progress: Callable[[str], None] = lambda message: None,
 ) -> tuple[Ints, float]:
     """Return the server of each item at least cost, shape (layers, items), and a lower bound.
 
@@ -128,11 +134,13 @@ def solve(
     if method == "ortools":
         at = _by_ortools(program, cost)
         return at, program.value(at)
-    at, bound = _by_exchange(program, cost, start)
+    at, bound = _by_exchange(program, cost, start, progress)
     return at, bound / scale
 
 
-def _by_exchange(program: Program, cost: Ints, start: Ints | None) -> tuple[Ints, float]:
+def _by_exchange(
+    program: Program, cost: Ints, start: Ints | None, progress: Callable[[str], None]
+) -> tuple[Ints, float]:
     layers, items = program.expert_of.shape
     servers, experts = len(program.total_cap), cost.shape[1]
     nodes = layers * servers + servers + 2
@@ -144,8 +152,10 @@ def _by_exchange(program: Program, cost: Ints, start: Ints | None) -> tuple[Ints
     distance, parent = np.empty(nodes, np.int64), np.empty(nodes, np.int64)
     if start is None:
         count = np.zeros((layers, servers), np.int64)
+        # those with most at stake first, so that few have to make way later
+        stake = (cost.max(axis=2) - cost.min(axis=2))[np.arange(layers)[:, None], program.expert_of]
         full = insert_items(
-            program.expert_of, cost, program.layer_cap, at, hosted, count,
+            program.expert_of, np.argsort(-stake, axis=1, kind="stable"), cost, program.layer_cap, at, hosted, count,
             cheapest, choice, dirty, distance, parent,
         )  # fmt: skip
         if full >= 0:
@@ -163,12 +173,16 @@ def _by_exchange(program: Program, cost: Ints, start: Ints | None) -> tuple[Ints
         raise ValueError("start is not optimal without the total caps")
     arcs = layers * servers * (servers + 3) + 2 * servers
     settled = np.empty(nodes, np.uint8)
-    paths = relieve(
-        program.expert_of, cost, program.layer_cap, program.total_cap, at, hosted, count, total,
-        cheapest, choice, dirty, potential, distance, parent, settled,
-        np.empty(arcs, np.int64), np.empty(arcs, np.int64),
-    )  # fmt: skip
-    if paths < 0:
+    heap_key, heap_node = np.empty(arcs, np.int64), np.empty(arcs, np.int64)
+    left = 1
+    while left > 0:
+        left = relieve(
+            program.expert_of, cost, program.layer_cap, program.total_cap, at, hosted, count,
+            total, cheapest, choice, dirty, potential, distance, parent, settled, heap_key,
+            heap_node, PATHS,
+        )  # fmt: skip
+        progress(f"placing experts: {left} over the caps of their servers")
+    if left < 0:
         reached = np.flatnonzero(settled[layers * servers : layers * servers + servers])
         raise InfeasibleError(
             f"servers {_names(reached)} may hold {int(program.total_cap[reached].sum())} experts, "

@@ -1,6 +1,6 @@
 """Experts on the servers of a network so that tokens make the fewest hops (arXiv 2508.09229)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
@@ -97,6 +97,7 @@ def place_experts(
     previous: ArrayLike | None = None,
     move_cost: float = 0.0,
     method: Literal["auto"] | Method = "auto",
+    progress: Callable[[str], None] = lambda message: None,
 ) -> ExpertPlacement:
     """Return the placement with the fewest hops per token, proven optimal.
 
@@ -157,10 +158,10 @@ def place_experts(
         if at is not None and (server_counts(at, p.shape[1]).sum(axis=0) <= totals).all():
             bound, used = program.value(at), "sort"
         else:
-            at, bound = solve(program, "exchange", at)
+            at, bound = solve(program, "exchange", at, progress)
             bound, used = min(bound, program.value(at)), "exchange"
     else:
-        at, bound = solve(program, method)
+        at, bound = solve(program, method, None, progress)
         used = method
     program.check(at)
     weights = np.take_along_axis(each, expert_of, 1)

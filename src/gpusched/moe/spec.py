@@ -18,6 +18,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+LARGEST_SERVERS = 512
+
+
 class TopologySpec(Section):
     """The network between servers."""
 
@@ -51,8 +54,8 @@ class TopologySpec(Section):
             found = dragonfly(self.groups, self.routers, self.servers_per_router)
         else:
             found = leaf_spine(self.leaves, self.servers_per_leaf, self.spines)
-        if found.servers > 4096:
-            raise InputError(f"topology: {found.servers} servers; 4096 at most")
+        if found.servers > LARGEST_SERVERS:
+            raise InputError(f"topology: {found.servers} servers; {LARGEST_SERVERS} at most")
         return found.sparse(self.removed_links, seed) if self.removed_links else found
 
 

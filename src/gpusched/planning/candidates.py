@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.plan import Plan, PlannedPool
 from gpusched.domain.spec import Spec
-from gpusched.sim.deploy import does_not_fit, pool_memory, pool_timing
+from gpusched.sim.deploy import does_not_fit, engine_timing, pool_memory
 from gpusched.timing.iteration import TimingModel
 from gpusched.traces.trace import Trace
 
@@ -107,7 +107,7 @@ def fitting_engines(spec: Spec, trace: Trace) -> tuple[list[Engine], list[Refusa
                 )
             )
             continue
-        timing = pool_timing(plan, pool)
+        timing = engine_timing(plan, pool)
         size = pool.parallelism.gpus
         limit = spec.cluster.nodes[group].total_gpus
         if spec.search.max_gpus is not None:

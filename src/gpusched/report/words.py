@@ -30,7 +30,7 @@ def _pool_words(pool: PlannedPool) -> str:
     plural = "s" if pool.replicas > 1 else ""
     role = "" if pool.role == "mixed" else f"{pool.role} "
     gpus = pool.parallelism.gpus
-    layout = f"{gpus} × {pool.gpu}" + (f" ({pool.parallelism.layout})" if gpus > 1 else "")
+    layout = f"{gpus} × {pool.gpu}" + (f" ({pool.layout})" if gpus > 1 else "")
     return f"{pool.replicas} {role}replica{plural} of {layout}"
 
 

@@ -41,6 +41,9 @@ PAPERS = {
     ),
     "bprr": Paper("Block placement and request routing for PETALS", "2512.21884", "bprr"),
     "experts": Paper("Topology-aware placement of experts", "2508.09229", "experts"),
+    "findep": Paper(
+        "FinDEP: fine-grained overlap of disaggregated experts", "2512.21487", "findep"
+    ),
     "probe": Paper("PROBE: real-time balancing of expert parallelism", "2602.00509", "probe"),
     "best-of-infinity": Paper("Best-of-infinity", "2509.21091", "best_of_infinity"),
     "safety-game": Paper(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import TypedDict
 
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.parallel import Parallelism
@@ -10,15 +11,35 @@ from gpusched.errors import InfeasibleError, InputError
 from gpusched.policies.batching.discipline import discipline
 from gpusched.policies.routing.policy import routing_policy
 from gpusched.sim.fleet import Fleet, KvLink, Pool
+from gpusched.timing.disaggregated_experts import DisaggregatedExperts
 from gpusched.timing.iteration import TimingModel, timing_model
-from gpusched.timing.memory import Memory, memory
+from gpusched.timing.memory import Memory, disaggregated_memory, memory
 from gpusched.timing.transfer import RDMA_LATENCY_S, kv_token_s
 
 DEFAULT_BUDGET_TOKENS = 2048
 
 
-def pool_timing(plan: Plan, pool: PlannedPool) -> TimingModel:
+class _MemorySettings(TypedDict):
+    weights_dtype: str
+    kv_cache_dtype: str
+    max_num_batched_tokens: int
+
+
+def pool_timing(plan: Plan, pool: PlannedPool) -> TimingModel | DisaggregatedExperts:
     """Return the timing model of a pool's engines."""
+    if pool.attention_gpus is not None and pool.expert_gpus is not None:
+        attention = _timing(
+            plan.model, pool.gpu, Parallelism(), plan.weights_dtype, plan.kv_cache_dtype,
+            pool.engine.framework, plan.timing, None,
+        )  # fmt: skip
+        return DisaggregatedExperts(
+            attention, pool.attention_gpus, pool.expert_gpus, pool.engine.expert_imbalance or 1.0
+        )
+    return engine_timing(plan, pool)
+
+
+def engine_timing(plan: Plan, pool: PlannedPool) -> TimingModel:
+    """Return the timing model of a pool whose GPUs all share every layer."""
     return _timing(
         plan.model, pool.gpu, pool.parallelism, plan.weights_dtype, plan.kv_cache_dtype,
         pool.engine.framework, plan.timing, pool.engine.expert_imbalance,
@@ -45,16 +66,31 @@ def _timing(
 
 
 def pool_memory(plan: Plan, pool: PlannedPool) -> Memory:
-    """Return how the memory of one of a pool's GPUs divides."""
-    return memory(
-        load_model(plan.model),
-        load_gpu(pool.gpu),
-        pool.parallelism,
-        pool.engine,
-        weights_dtype=plan.weights_dtype,
-        kv_cache_dtype=plan.kv_cache_dtype,
-        max_num_batched_tokens=pool.engine.max_num_batched_tokens or DEFAULT_BUDGET_TOKENS,
+    """Return how the memory of one of a pool's GPUs divides, of those with KV cache.
+
+    Raises:
+        InfeasibleError: the experts do not fit on expert GPUs.
+    """
+    model, gpu = load_model(plan.model), load_gpu(pool.gpu)
+    settings: _MemorySettings = {
+        "weights_dtype": plan.weights_dtype,
+        "kv_cache_dtype": plan.kv_cache_dtype,
+        "max_num_batched_tokens": pool.engine.max_num_batched_tokens or DEFAULT_BUDGET_TOKENS,
+    }
+    if pool.attention_gpus is None or pool.expert_gpus is None:
+        return memory(model, gpu, pool.parallelism, pool.engine, **settings)
+    if model.moe is None:
+        raise InputError(f"pool {pool.name}: {plan.model} has no experts for expert_gpus")
+    use, needed = disaggregated_memory(
+        model, gpu, pool.attention_gpus, pool.expert_gpus, pool.engine, **settings
     )
+    budget = pool.engine.gpu_memory_utilization * gpu.memory_bytes
+    if needed > budget:
+        raise InfeasibleError(
+            f"pool {pool.name}: an expert GPU needs {needed / 1e9:.1f} GB but may use "
+            f"{budget / 1e9:.1f} GB; raise expert_gpus or use a narrower weights_dtype"
+        )
+    return use
 
 
 def fleet_for(plan: Plan) -> Fleet:
@@ -77,7 +113,9 @@ def fleet_for(plan: Plan) -> Fleet:
         )
         use = pool_memory(plan, pool)
         stages = pool.pipeline_parallel_size
-        blocks = use.kv_blocks(pool.engine.block_size, pool.engine.max_num_seqs)
+        holders = pool.attention_gpus or 1
+        own_seqs = -(-pool.engine.max_num_seqs // holders)
+        blocks = holders * use.kv_blocks(pool.engine.block_size, own_seqs)
         if blocks < stages:
             raise InfeasibleError(f"pool {pool.name}: {does_not_fit(use, pool)}")
         compiled = pool_timing(plan, pool).compile(
@@ -136,7 +174,8 @@ def link_rates(plan: Plan) -> Iterable[float]:
     all of its GPUs' networks."""
     for pool in plan.pools:
         per_gpu = plan.cluster.inter_node_bytes_per_s(plan.group_index(pool))
-        yield per_gpu * pool.parallelism.gpus / pool.data_parallel_size
+        gpus = pool.attention_gpus or pool.parallelism.gpus
+        yield per_gpu * gpus / pool.data_parallel_size
 
 
 def does_not_fit(use: Memory, pool: PlannedPool) -> str:

@@ -32,6 +32,7 @@ def experts(
     The optimum is exact; round-robin, greedy and EPLB stand beside it, with the load of the busiest
     GPU.
     """
+    from gpusched.cli.progress import Progress
     from gpusched.errors import InputError
     from gpusched.moe.answer import answer_experts
     from gpusched.moe.spec import read_expert_spec
@@ -39,7 +40,11 @@ def experts(
 
     if output is not None and output.suffix not in (".json", ".csv", ".parquet"):
         raise InputError(f"--output: must end in .json, .csv or .parquet, got {output}")
-    answer = answer_experts(read_expert_spec(spec), seed)
+    progress = Progress()
+    try:
+        answer = answer_experts(read_expert_spec(spec), seed, progress)
+    finally:
+        progress.done()
     try:
         if output is not None:
             _write(answer, output)
