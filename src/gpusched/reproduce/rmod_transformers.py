@@ -19,7 +19,7 @@ from gpusched.sampling.controlled.value_head import ValueHead, train_value_head
 Floats = NDArray[np.float64]
 
 OBJECTIVES, TOKENS, LENGTH, PROMPTS, SEEDS = 5, 12, 16, 250, 5
-ROLLOUTS, TRAINING_STEPS = 3000, 300
+ROLLOUTS, TRAINING_STEPS = 4000, 400
 CANDIDATES, BLOCK = 12, 4
 NAMES = ("reference", "CD, one objective", "CD, uniform", "maximin", "RMOD")
 
@@ -86,7 +86,7 @@ def _one(
     earned = torch.as_tensor(chain.earned(rollouts[:, 1:].numpy()), dtype=torch.float32)
     train_value_head(
         encoder.hidden, head, rollouts, torch.ones_like(rollouts), earned,
-        parameters=encoder.parameters(), epochs=6, learning_rate=2e-3, seed=seed,
+        parameters=encoder.parameters(), epochs=8, learning_rate=2e-3, seed=seed,
     )  # fmt: skip
 
     def values(tokens: Any) -> Floats:
