@@ -70,8 +70,9 @@ def run(setting: Setting) -> Reproduction:
 def rewards_of(texts: Ints, skew: float = 1.0) -> Floats:
     """Return two rewards of texts (N, T), each a share of tokens, the second times ``skew``.
 
-    Liked tokens (0 and 1), and tokens that follow their neighbour by one (cyclically). Alone they
-    can reach 1; together 0 1 0 1 has (1, .5), counting through has (.25, 1), 0 1 2 0 1 2 (.67, .67).
+    Liked tokens (0 and 1), and tokens that follow their neighbour by one (cyclically). Either can
+    reach 1: 0 1 0 1 ... has about (1, .5) and counting through (.25, 1). The best least reward mixes
+    the two.
     """
     liked = (texts < 2).mean(1)
     in_order = ((texts[:, 1:] - texts[:, :-1]) % TOKENS == 1).mean(1)
