@@ -78,6 +78,17 @@ def test_choice_of_a_batch_and_its_degenerate_cases():
     assert one.weights == pytest.approx([1.0])
 
 
+def test_calibration_takes_scales_out():
+    v = np.random.default_rng(0).normal(size=(20, 6, 2))
+    known = {"o0": (3.0, 1000.0), "o1": (-1.0, 0.1)}
+    scaled = v * [1000.0, 0.1] + [3.0, -1.0]
+    found = choose(scaled, settings(calibration=known))
+    plain = choose(v, settings())
+    assert (found.index == plain.index).all()
+    assert found.weights == pytest.approx(plain.weights, abs=1e-4)
+    assert (choose(scaled, settings()).index != plain.index).any()
+
+
 def test_draws_follow_the_mix():
     v = np.broadcast_to(WORKED, (20_000, 3, 2))
     mix = robust_weights(WORKED, 1.0).mix
@@ -111,6 +122,8 @@ def test_bad_values(values, words):
         ({"objectives": ["a"], "rule": "fixed", "weights": {"b": 1}}, "no objective 'b'"),
         ({"objectives": ["a"], "rule": "fixed", "weights": {"a": 0}}, "must be positive"),
         ({"objectives": ["a"], "strength": 0}, "strength"),
+        ({"objectives": ["a"], "calibration": {"b": [0, 1]}}, "calibration: needs a mean"),
+        ({"objectives": ["a"], "calibration": {"a": [0, 0]}}, "calibration"),
         ({"objectives": ["a"], "candidats": 4}, "did you mean candidates"),
         ({"objectives": ["a"], "rule": "robus"}, "did you mean robust"),
         ({"objectives": ["a"], "paper_iterations": 10, "smoothing": 1}, "not with smoothing"),

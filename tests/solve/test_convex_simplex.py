@@ -270,3 +270,14 @@ def test_min_norm_by_hand():
 def test_bad_input(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+@given(seeds, st.sampled_from([0.0, 1e-3, 1.0]))
+def test_any_start_leads_to_the_same_value(seed, smoothing):
+    v = draw(seed)
+    g = v.shape[1]
+    best = log_mean_exp_weights(v, 3.0, smoothing=smoothing)
+    for start in np.eye(g)[:3]:
+        found = log_mean_exp_weights(v, 3.0, smoothing=smoothing, start=start)
+        assert found.value == pytest.approx(float(best.value), abs=1e-6 * (1 + np.ptp(v)))
+        assert found.gap <= 1e-6 * 3.0 * np.ptp(v) + 1e-12

@@ -63,7 +63,7 @@ def project(a, keep, factor, noon, found, weights, binds):
         if first < 0:
             continue
         kept += 1
-        if low > 0.0 or first == last:
+        if low > 0.0 or (first == last and low != 0.0):
             found[t] = low
             weights[first] += 1.0
             binds[first] += 1.0

@@ -46,7 +46,7 @@ def lagrangian(multipliers: Any, objectives: int) -> Floats:
     mu = _vector("multipliers", multipliers, objectives - 1)
     if (mu < 0).any():
         raise InputError(f"multipliers: must be 0 or more, got {mu.tolist()}")
-    return np.append(1.0, mu) / (1.0 + mu.sum())
+    return np.asarray(np.append(1.0, mu) / (1.0 + mu.sum()))
 
 
 def next_multipliers(
@@ -54,7 +54,7 @@ def next_multipliers(
 ) -> Floats:
     """Return the multipliers after a dual step: up where a mean reward is below its floor."""
     mu, z, least = (np.asarray(v, np.float64) for v in (multipliers, levels, floors))
-    return np.maximum(mu + rate * (least - z), 0.0)
+    return np.asarray(np.maximum(mu + rate * (least - z), 0.0))
 
 
 def mgda(gram: Any, objectives: int) -> Floats:

@@ -19,7 +19,7 @@ from gpusched.sampling.controlled.value_head import ValueHead, train_value_head
 Floats = NDArray[np.float64]
 
 OBJECTIVES, TOKENS, LENGTH, PROMPTS, SEEDS = 5, 12, 16, 250, 5
-ROLLOUTS = 3000
+ROLLOUTS, TRAINING_STEPS = 4000, 400
 CANDIDATES, BLOCK = 12, 4
 NAMES = ("reference", "CD, one objective", "CD, uniform", "maximin", "RMOD")
 
@@ -79,14 +79,14 @@ def _one(
     model = TinyTransformer(TOKENS, LENGTH + 1)
     first = rng.integers(TOKENS, size=8000)
     corpus = np.hstack([first[:, None], chain.sample(first, LENGTH, rng)])
-    train_language_model(model, torch.as_tensor(corpus), steps=300, seed=seed)
+    train_language_model(model, torch.as_tensor(corpus), steps=TRAINING_STEPS, seed=seed)
     start = torch.as_tensor(rng.integers(TOKENS, size=ROLLOUTS))[:, None]
     rollouts = sample(model, start, LENGTH, generator)
     encoder, head = deepcopy(model), ValueHead(32, OBJECTIVES)
     earned = torch.as_tensor(chain.earned(rollouts[:, 1:].numpy()), dtype=torch.float32)
     train_value_head(
         encoder.hidden, head, rollouts, torch.ones_like(rollouts), earned,
-        parameters=encoder.parameters(), epochs=6, learning_rate=2e-3, seed=seed,
+        parameters=encoder.parameters(), epochs=8, learning_rate=2e-3, seed=seed,
     )  # fmt: skip
 
     def values(tokens: Any) -> Floats:

@@ -37,6 +37,9 @@ def choose(
         InputError: wrong shapes, or a value that is not finite.
     """
     v = checked_values(values, len(settings.objectives))
+    if settings.calibration is not None:
+        known = np.array([settings.calibration[name] for name in settings.objectives])
+        v = (v - known[:, 0]) / known[:, 1]
     batch, g = v.shape[:-2], v.shape[-1]
     none = np.zeros(batch)
     if settings.rule == "fixed" or g == 1:

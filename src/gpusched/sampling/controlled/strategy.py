@@ -21,6 +21,9 @@ class ControlledDecoding(Section):
     weights, or the candidate whose worst value is best."""
     weights: dict[str, Share] | None = None
     """Of the objectives under ``fixed``; equal ones by default."""
+    calibration: dict[str, tuple[float, Annotated[float, Field(gt=0)]]] | None = None
+    """Mean and standard deviation of each objective over answers of the plain model; values are
+    standardised by them. Without, they are taken to be standardised already."""
     candidates: Annotated[int, Field(ge=1, le=256)] = 8
     block_tokens: Annotated[int, Field(ge=1, le=4096)] = 16
     max_tokens: Annotated[int, Field(ge=1)] = 256
@@ -46,6 +49,10 @@ class ControlledDecoding(Section):
                 raise ValueError(f"weights: no objective {unknown[0]!r}")
             if sum(self.weights.values()) <= 0:
                 raise ValueError("weights: at least one must be positive")
+        if self.calibration is not None and set(self.calibration) != set(self.objectives):
+            raise ValueError(
+                "calibration: needs a mean and a deviation of each objective, no others"
+            )
         if self.paper_iterations is not None and self.smoothing:
             raise ValueError("paper_iterations: not with smoothing")
         return self
