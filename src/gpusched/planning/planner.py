@@ -135,7 +135,7 @@ def _certificate(
 
 def _alternative(search: Search, scored: Scored, *, chosen: bool) -> Alternative:
     return Alternative(
-        summary=scored.plan.summary + _budget_note(scored),
+        summary=scored.plan.summary + _budget_note(scored) + _routing_note(scored),
         gpus=scored.deployment.gpus,
         usd_per_hour=scored.deployment.usd_per_hour,
         kg_per_hour=scored.kg_per_hour,
@@ -145,6 +145,11 @@ def _alternative(search: Search, scored: Scored, *, chosen: bool) -> Alternative
         binding=None if scored.feasible else _missed(search.spec, scored),
         chosen=chosen,
     )
+
+
+def _routing_note(scored: Scored) -> str:
+    routing = scored.deployment.routing
+    return f", {routing}" if routing is not None else ""
 
 
 def _budget_note(scored: Scored) -> str:

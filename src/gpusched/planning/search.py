@@ -31,6 +31,8 @@ class Deployment:
     engines: tuple[Engine, ...]
     counts: tuple[int, ...]
     roles: tuple[Role, ...] = ()
+    routing: str | None = None
+    """How requests are routed, where that is part of the search."""
 
     def __post_init__(self) -> None:
         if not self.roles:

@@ -5,6 +5,7 @@ workers, and the search is repeated until it settles.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +27,8 @@ FIRST_LOCAL_SHARE = 0.25
 SETTLED = 0.02
 MOST_PASSES = 4
 COLOCATED_TRIED = 4
+ROUTINGS = ("ampd", "remote-prefill", "local-prefill")
+"""Where incremental prefills run: by AMPD's rule, on prefill workers, or where the history is."""
 AT_A_PRICE = 3
 """Proposals simulated at one price before a higher one is tried."""
 
@@ -70,6 +73,8 @@ class RoundsSearch(Search):
                 settled = abs(measured - self.local_share) < SETTLED
                 if not settled:
                     self.local_share = measured
+            if "routing" not in self.spec.model_fields_set:
+                self._try_routings()
         if colocated and "mixed" in self.spec.search.roles:
             engines, _ = enumerate_engines(self.spec, self.trace)
             engines.sort(key=lambda engine: self.objective(self.at_least(engine)))
@@ -78,13 +83,14 @@ class RoundsSearch(Search):
     def plan_of(self, deployment: Deployment) -> Plan:
         """Return a deployment as a plan.
 
-        Unless the spec says otherwise, AMPD's router and its order of prompts serve splits, and prefix
-        affinity co-located engines.
+        Unless the spec says otherwise, the best of ``ROUTINGS`` and AMPD's order of prompts serve
+        splits, and prefix affinity co-located engines.
         """
         plan = super().plan_of(deployment)
         mixed = "mixed" in deployment.roles
         if "routing" not in self.spec.model_fields_set:
-            plan = plan.model_copy(update={"routing": "prefix-affinity" if mixed else "ampd"})
+            usual = "prefix-affinity" if mixed else ROUTINGS[0]
+            plan = plan.model_copy(update={"routing": deployment.routing or usual})
         if mixed or "batching" in self.spec.engine.model_fields_set:
             return plan
         pools = tuple(
@@ -196,9 +202,20 @@ class RoundsSearch(Search):
             self._exchange(proposals)
         else:
             self._search_prices(proposals.cheapest())
+        return self._best_split()
+
+    def _best_split(self) -> Scored:
         splits = [s for s in self.scored.values() if "prefill" in s.deployment.roles]
         met = [s for s in splits if s.feasible]
         return min(met, key=self.achieved) if met else max(splits, key=lambda s: s.attainment)
+
+    def _try_routings(self) -> None:
+        """Serve the best split by the other ways to place prefills, and trim it where one does."""
+        best = self._best_split().deployment
+        for routing in ROUTINGS[1:]:
+            scored = self.score(replace(best, routing=routing))
+            if scored.feasible and self.spec.objective != "goodput":
+                self._trim(scored.deployment)
 
     def _search_prices(self, proposals: list[Proposal]) -> None:
         """Find the least price at which a proposal meets the objectives, and trim what is found.
@@ -264,7 +281,7 @@ class RoundsSearch(Search):
         for i in sorted(range(len(deployment.counts)), key=lambda i: -deployment.engines[i].gpus):
             while deployment.counts[i] > 1:
                 counts = tuple(n - (j == i) for j, n in enumerate(deployment.counts))
-                fewer = Deployment(deployment.engines, counts, deployment.roles)
+                fewer = replace(deployment, counts=counts)
                 if not self.score(fewer).feasible:
                     break
                 deployment = fewer
