@@ -13,6 +13,8 @@ from scipy.stats import ks_2samp, spearmanr
 
 from gpusched.traces.generate import generate
 from gpusched.traces.profiles import LEVELS, profiles
+from gpusched.traces.read import read_trace
+from gpusched.traces.sessions import sessions_from_prefixes
 
 TARGET = Path(__file__).parents[1] / "src/gpusched/traces/profiles.toml"
 SESSION_CONTEXT_TOKENS = 262144
@@ -113,6 +115,95 @@ def agent(data):
     }
 
 
+def rounds_of(trace, source, *, max_context_tokens, shared_tokens):
+    """Profile of a trace with sessions; rounds whose context shrank (another branch) are left out."""
+    order = np.lexsort((trace.round, trace.session_id))
+    prompt = trace.prompt_tokens[order].astype(np.int64)
+    output = trace.output_tokens[order].astype(np.int64)
+    later = np.concatenate(([False], np.diff(trace.session_id[order]) == 0))
+    growth = (prompt[1:] - prompt[:-1] - output[:-1])[later[1:]]
+    think_s = trace.think_s[order][later]
+    return {
+        "prompt_tokens": quantiles(prompt[~later]),
+        "output_tokens": quantiles(np.maximum(output, 1)),
+        "correlation": 0.0,
+        "rounds": quantiles(np.bincount(trace.session_id)),
+        "growth_tokens": quantiles(growth[growth > 0]),
+        "think_s": quantiles(np.maximum(think_s[think_s > 0], 0.01)),
+        "shared_tokens": shared_tokens,
+        "max_context_tokens": max_context_tokens,
+        "source": source,
+    }
+
+
+def tool_agent(data):
+    trace = read_trace(data / "agentic_swebench_calls.parquet", rate_rps=1.0)
+    return rounds_of(
+        trace,
+        "SWE-bench agent runs of agent-llm-traces (CDLA-Permissive-2.0); the harness's prompt is shared",
+        max_context_tokens=131072,
+        shared_tokens=15872,
+    )
+
+
+def assistant(data):
+    trace = sessions_from_prefixes(read_trace(data / "mooncake_conversation.parquet"))
+    return rounds_of(
+        trace,
+        "Mooncake conversation trace (Apache-2.0), sessions told from growing prefixes",
+        max_context_tokens=131072,
+        shared_tokens=0,
+    )
+
+
+def rag():
+    """Iterative retrieval: no public trace of lengths, so these are assumptions, not a fit."""
+    passages = [250, 330, 450, 520, 620, 720, 820, 930, 1050, 1200, 1400, 1750, 2200, 3400, 6000]
+    return {
+        "prompt_tokens": [
+            120,
+            130,
+            145,
+            155,
+            170,
+            180,
+            190,
+            200,
+            215,
+            230,
+            255,
+            300,
+            360,
+            520,
+            900,
+        ],
+        "output_tokens": [8, 12, 20, 26, 36, 46, 56, 68, 82, 100, 126, 172, 225, 370, 700],
+        "correlation": 0.0,
+        "rounds": [4] * len(LEVELS),
+        "growth_tokens": passages,
+        "think_s": [
+            0.02,
+            0.03,
+            0.05,
+            0.06,
+            0.08,
+            0.1,
+            0.12,
+            0.15,
+            0.18,
+            0.22,
+            0.3,
+            0.45,
+            0.7,
+            1.5,
+            4.0,
+        ],
+        "shared_tokens": 96,
+        "max_context_tokens": 131072,
+        "source": "assumed: three retrieval calls a session, some five passages each; no public trace",
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/traces"))
@@ -131,6 +222,9 @@ def main():
     fitted = {name: single(args.data / file, source) for name, (file, source) in singles.items()}
     fitted["reason"] = reasoning(args.data)
     fitted["agent"] = agent(args.data)
+    fitted["tool-agent"] = tool_agent(args.data)
+    fitted["assistant"] = assistant(args.data)
+    fitted["rag"] = rag()
     if args.write:
         head = "# Quantiles at the levels of gpusched.traces.profiles.LEVELS, fitted by\n"
         head += "# benchmarks/fit_trace_profiles.py to the public traces each names.\n"

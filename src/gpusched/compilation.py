@@ -1,12 +1,13 @@
 """The compiler's settings for kernels, and where compiled code is kept between runs.
 
-Compiled code lives in the user's cache directory, under a digest of all kernel sources: the
-package directory may be read-only, and a change in one file must not leave another file's cached
-kernel in use.
+Compiled code lives in the user's cache directory, under a digest of the sources that a kernel is
+made of: the package directory may be read-only, and a change in a file must not leave the compiled
+code of those that import it in use, nor touch that of the others.
 """
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).resolve().parent
-_KERNEL_FOLDERS = ("sim", "policies")
+_IMPORT = re.compile(rf"^\s*from ({_PACKAGE.name}[\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 
 
 def user_cache_dir() -> Path:
@@ -35,13 +37,41 @@ def user_cache_dir() -> Path:
     return base / "gpusched"
 
 
-@cache
-def _kernel_cache() -> str:
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for folder in _KERNEL_FOLDERS:
-        for source in sorted((_PACKAGE / folder).rglob("*.py")):
-            digest.update(source.read_bytes())
+def _kernel_cache(module: str) -> str:
+    digest = hashlib.sha256()
+    for source in sorted(sources(module)):
+        digest.update(source.read_bytes())
     return str(user_cache_dir() / "kernels" / digest.hexdigest()[:16])
+
+
+def sources(module: str) -> set[Path]:
+    """Return the files of this package that a module is made of: its own and what it imports."""
+    found: set[Path] = set()
+    left = [module]
+    while left:
+        path = _file_of(left.pop())
+        if path is not None and path not in found:
+            found.add(path)
+            left += _imports(path)
+    return found
+
+
+def _file_of(module: str) -> Path | None:
+    package, *names = module.split(".")
+    if package != _PACKAGE.name:
+        return None
+    path = _PACKAGE.joinpath(*names)
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file if file.is_file() else None
+
+
+@cache
+def _imports(path: Path) -> list[str]:
+    """Return the names that a file imports from this package, modules or what is in them."""
+    names = []
+    for module, listed in _IMPORT.findall(path.read_text("utf-8")):
+        names += [module, *(f"{module}.{name}" for name in re.findall(r"\w+", listed))]
+    return names
 
 
 def kernel(function: Function) -> Function:
@@ -64,12 +94,41 @@ def _inner(function: Function, *, forceinline: bool) -> Function:
     return compiled
 
 
+def kernel_where(part: str, otherwise: Function) -> Callable[[Function], Function]:
+    """Compile a function of the simulator's state in two forms: as it stands, out of line, where the
+    state has this part, and as ``otherwise`` where the part is None.
+
+    A branch on ``s.part is None`` would have both sides compiled, and the part's fields must then
+    have types even where there are none.
+    """
+
+    def decorate(function: Function) -> Function:
+        present = cold_kernel(function)
+
+        def out_of_line(s: Any, *arguments: Any) -> Any:
+            return present(s, *arguments)
+
+        def call(s: Any, *arguments: Any) -> Any:
+            return (otherwise if getattr(s, part) is None else function)(s, *arguments)
+
+        options: Any = {"forceinline": True, "error_model": "numpy", "nogil": True, "_nrt": False}
+
+        @overload(call, strict=False, jit_options=options)
+        def choose(s: Any, *arguments: Any) -> Any:
+            absent = isinstance(s.types[s.fields.index(part)], types.NoneType)
+            return otherwise if absent else out_of_line
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
 def entry_kernel(function: Function) -> Function:
     """Compile a function that Python calls, and keep the compiled code for later runs."""
     options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
     config: Any = numba.config
     previous = config.CACHE_DIR
-    config.CACHE_DIR = _kernel_cache()
+    config.CACHE_DIR = _kernel_cache(function.__module__)
     try:
         compiled: Function = njit(cache=True, **options)(function)
     finally:

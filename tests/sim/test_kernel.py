@@ -13,9 +13,9 @@ from gpusched.sim.simulate import simulate
 EXAMPLES = 3000 if os.environ.get("GPUSCHED_FULL") == "1" else 150
 
 
-def assert_equal(fleet, trace, loop, seed):
+def assert_equal(fleet, trace, loop, seed, stepping=Reference):
     result = simulate(fleet, trace, closed_loop=loop, seed=seed)
-    reference = Reference(fleet, trace, loop, seed).run()
+    reference = stepping(fleet, trace, loop, seed).run()
     rows = reference.requests
 
     def column(name):

@@ -219,7 +219,8 @@ def test_generated_lengths_follow_their_profile(name):
     trace = generate(name, 50, 600, seed=1)
     if load_profile(name).rounds:
         assert trace.prefix is not None
-        assert describe(trace)["ideal_prefix_hit_ratio"] > 0.8
+        long_sessions = "agent" in name
+        assert describe(trace)["ideal_prefix_hit_ratio"] > (0.8 if long_sessions else 0.3)
         return
     for column in against(trace, load_profile(name)).values():
         assert column["ks_distance"] < 0.03

@@ -5,7 +5,17 @@ import sys
 
 import typer
 
-from gpusched.cli import catalog, compare, demo, place, plan, reproduce, simulate, trace
+from gpusched.cli import (
+    calibrate_vote,
+    catalog,
+    compare,
+    demo,
+    place,
+    plan,
+    reproduce,
+    simulate,
+    trace,
+)
 from gpusched.errors import GpuschedError
 
 app = typer.Typer(
@@ -21,6 +31,7 @@ app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
+app.command("calibrate-vote")(calibrate_vote.calibrate_vote)
 app.command("reproduce")(reproduce.reproduce)
 app.add_typer(place.app, name="place")
 app.add_typer(trace.app, name="trace")

@@ -31,7 +31,13 @@ def plan(
     from gpusched.domain.plan import plan_document, write_plan
     from gpusched.domain.spec import read_spec
 
-    answer = answer_of(read_spec(spec), seed)
+    question = read_spec(spec)
+    if question.cascade is not None:
+        from gpusched.cli.cascade import plan_cascade_spec
+
+        plan_cascade_spec(question, output=output, report=report, seed=seed, as_json=as_json)
+        return
+    answer = answer_of(question, seed)
     if output is not None:
         write_plan(answer.plan, output)
     if report is not None:
@@ -47,8 +53,13 @@ def plan(
 def answer_of(spec: "Spec", seed: int) -> "Answer":
     """Plan with progress on stderr."""
     from gpusched.cli.progress import Progress
+    from gpusched.errors import InputError
     from gpusched.planning.planner import plan_deployment
 
+    if spec.cascade is not None:
+        raise InputError(
+            "this spec asks for a cascade; plan it first: gpusched plan SPEC -o plan.yaml"
+        )
     progress = Progress()
     try:
         return plan_deployment(spec, seed=seed, progress=progress)

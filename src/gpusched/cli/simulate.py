@@ -1,6 +1,7 @@
 """``gpusched simulate``: replay a trace on a deployment."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -58,23 +59,25 @@ def simulate(
     if admission is not None:
         values["admission"] = admission
     if routing is not None:
-        (values["layers"] if plan.kind == "layers" else values)["routing"] = routing
+        place = values[plan.kind] if plan.kind in ("layers", "blocks") else values
+        place["routing"] = routing
     if batching is not None:
-        for pool in values.get("pools", ()):
+        stages = values.get("cascade", {}).get("stages", [values])
+        for pool in (pool for stage in stages for pool in stage.get("pools", ())):
             pool["engine"]["batching"] = batching
     plan = plan_from(values, origin="command line")
-    requests = load_workload(plan.workload, plan.slo, seed=seed)
-    if plan.kind == "layers":
-        from gpusched.cli.simulate_layers import simulate_layers
-
-        given_up = {"--admission": admission, "--batching": batching, "--report": report}
-        simulate_layers(plan, requests, given_up, seed=seed, as_json=as_json)
+    if plan.kind != "pools":
+        given_up = {"--admission": admission, "--batching": batching}
+        if plan.kind != "cascade":
+            _refuse(plan.kind, given_up)
+        _simulation_of(plan.kind)(plan, report=report, seed=seed, as_json=as_json)
         return
     from gpusched.sim.deploy import fleet_for
     from gpusched.sim.metrics import metrics
     from gpusched.sim.simulate import ClosedLoop
     from gpusched.sim.simulate import simulate as run
 
+    requests = load_workload(plan.workload, plan.slo, seed=seed)
     progress = Progress()
     users = plan.workload.users
     result = run(
@@ -94,3 +97,29 @@ def simulate(
         from gpusched.report.tables import show_metrics
 
         show_metrics(plan, figures)
+
+
+def _refuse(kind: str, options: Mapping[str, str | None]) -> None:
+    """Refuse options that say nothing about a plan of layers or blocks."""
+    from gpusched.errors import InputError
+
+    for option, value in options.items():
+        if value is not None:
+            raise InputError(
+                f"{option}: has no effect on a plan of {kind}; --routing chooses how requests go"
+            )
+
+
+def _simulation_of(kind: str) -> Callable[..., None]:
+    """Return the command's part for plans that are no pools of whole models."""
+    if kind == "cascade":
+        from gpusched.cli.cascade import simulate_cascade_plan
+
+        return simulate_cascade_plan
+    if kind == "layers":
+        from gpusched.cli.simulate_layers import simulate_layers
+
+        return simulate_layers
+    from gpusched.cli.place.blocks import simulate_blocks
+
+    return simulate_blocks

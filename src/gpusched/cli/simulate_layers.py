@@ -1,29 +1,26 @@
 """``gpusched simulate`` for a plan that spreads a model's layers over nodes."""
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpusched.domain.plan import Plan
-    from gpusched.traces.trace import Trace
 
 
-def simulate_layers(
-    plan: "Plan", requests: "Trace", unused: Mapping[str, Any], *, seed: int, as_json: bool
-) -> None:
-    """Simulate and print the figures; ``unused`` maps options without effect here to their values."""
+def simulate_layers(plan: "Plan", *, report: Path | None, seed: int, as_json: bool) -> None:
+    """Replay a trace on a plan of layers."""
     from gpusched.cli.progress import Progress
     from gpusched.errors import InputError
     from gpusched.report.tables import show_pipelines
     from gpusched.sim.pipelines.deploy import plan_metrics, simulate_plan
+    from gpusched.traces.workload import load_workload
 
-    for option, value in unused.items():
-        if value is not None:
-            raise InputError(
-                f"{option}: has no effect on a plan of layers; --routing chooses among iwrr, "
-                "swarm, random and shortest-queue"
-            )
+    if report is not None:
+        raise InputError(
+            "--report: a plan of layers has its page from gpusched place layers SPEC --report PAGE"
+        )
+    requests = load_workload(plan.workload, plan.slo, seed=seed)
     progress = Progress()
     result = simulate_plan(
         plan,

@@ -75,7 +75,10 @@ def convert(
 
 @app.command("generate")
 def generate(
-    profile: Annotated[str, typer.Argument(help="chat, code, agent, summarize or reason.")],
+    profile: Annotated[
+        str,
+        typer.Argument(help="chat, code, agent, tool-agent, assistant, rag, summarize, reason."),
+    ],
     target: Annotated[Path, typer.Argument(help="Where to write: .parquet or .csv.")],
     rate: Rate = 10.0,
     duration_s: Duration = 3600.0,

@@ -39,6 +39,9 @@ class EngineSettings(Section):
     block_size: int = Field(default=16, ge=1, le=1024)
     """Tokens of one KV block."""
     enable_prefix_caching: bool = True
+    expert_imbalance: float | None = Field(default=None, ge=1, le=1000)
+    """Work of the busiest rank over the mean, measured or planned, where experts are spread over ranks;
+    what was fitted to engines if not given."""
     startup_s: float = Field(default=0.0, ge=0, le=1e6)
     """Time before an engine can take its first iteration."""
 

@@ -52,7 +52,9 @@ class BlockPlacement(Section):
     nodes: tuple[NodeLayers, ...] = Field(min_length=1, max_length=10_000)
     design_concurrency: int = Field(ge=1)
     """Requests at once for which every server keeps cache."""
+    decode_batch: int = Field(default=1, ge=1)
+    """Requests that decode together on a server: the time of a token is that of such a batch."""
     routing: PolicyName = "ws-rr"
 
 
-Kind = Literal["pools", "layers", "blocks"]
+Kind = Literal["pools", "layers", "blocks", "cascade"]

@@ -34,11 +34,25 @@ class PlannedPool(Section):
     data_parallel_size: int = Field(default=1, ge=1, le=1024)
     """Units with attention and KV cache of their own that share the experts of one replica."""
     enable_expert_parallel: bool = False
+    attention_gpus: int | None = Field(default=None, ge=1, le=1024)
+    """GPUs of one replica with attention and KV cache, where experts have GPUs of their own."""
+    expert_gpus: int | None = Field(default=None, ge=1, le=1024)
+    """GPUs of one replica that share the routed experts, beside ``attention_gpus``."""
     engine: EngineSettings = EngineSettings()
 
     @property
+    def layout(self) -> str:
+        """How the GPUs of a replica share its work: ``TP8``, or ``3 attention + 5 expert GPUs``."""
+        if self.attention_gpus is not None:
+            return f"{self.attention_gpus} attention + {self.expert_gpus} expert GPUs"
+        return self.parallelism.layout
+
+    @property
     def parallelism(self) -> Parallelism:
-        """The replica's degrees of parallelism."""
+        """The replica's degrees of parallelism; with experts apart, all GPUs as ranks."""
+        if self.attention_gpus is not None and self.expert_gpus is not None:
+            gpus = self.attention_gpus + self.expert_gpus
+            return Parallelism(dp=gpus, ep=gpus)
         stage_gpus = self.tensor_parallel_size * self.data_parallel_size
         return Parallelism(
             tp=self.tensor_parallel_size,
@@ -49,6 +63,15 @@ class PlannedPool(Section):
 
     @model_validator(mode="after")
     def _check_units(self) -> "PlannedPool":
+        if (self.attention_gpus is None) != (self.expert_gpus is None):
+            raise ValueError("give attention_gpus and expert_gpus together")
+        sizes = (self.tensor_parallel_size, self.pipeline_parallel_size, self.data_parallel_size)
+        if self.attention_gpus is not None and (sizes != (1, 1, 1) or self.enable_expert_parallel):
+            raise ValueError(
+                "attention_gpus and expert_gpus say how a replica is spread; leave out "
+                "tensor_parallel_size, pipeline_parallel_size, data_parallel_size and "
+                "enable_expert_parallel"
+            )
         if self.data_parallel_size > 1 and not self.enable_expert_parallel:
             raise ValueError(
                 f"data_parallel_size {self.data_parallel_size} needs enable_expert_parallel: true; "
@@ -64,13 +87,53 @@ class PlannedPool(Section):
     def __str__(self) -> str:
         role = "" if self.role == "mixed" else f" {self.role}"
         expert = "·EP" if self.enable_expert_parallel else ""
-        return f"{self.replicas} × {self.gpu} {self.parallelism.layout}{expert}{role}"
+        return f"{self.replicas} × {self.gpu} {self.layout}{expert}{role}"
+
+
+class PlannedStage(Section):
+    """One model of a cascade and its pools."""
+
+    model: str
+    weights_dtype: WeightsDtype
+    pools: tuple[PlannedPool, ...] = Field(min_length=1, max_length=1000)
+    threshold: float | None = None
+    """Answers that score less go on to the next model; none at the last."""
+    reach: float = Field(default=1.0, ge=0, le=1)
+    """Share of the requests that come here."""
+
+
+class CascadeChoice(Section):
+    """A point of the front of latency against quality."""
+
+    models: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    gpus: tuple[int, ...]
+    """Of each model asked."""
+    quality: float
+    latency_s: float
+    """By the tables of single models."""
+    chosen: bool = False
+
+
+class PlannedCascade(Section):
+    """Models in the order they are asked."""
+
+    stages: tuple[PlannedStage, ...] = Field(min_length=1, max_length=9)
+    scores: str
+    """Table of judge scores, from which the simulation draws."""
+    models: tuple[str, ...]
+    """Models of the table's columns."""
+    judge_s: float = Field(default=0.0, ge=0, le=1e4)
+    quality: float
+    """Mean score of the accepted answers."""
+    front: tuple[CascadeChoice, ...] = ()
+    """Choices that no other beats, from fast to good."""
 
 
 class Certificate(Section):
     """How the answer was found and how good it is known to be."""
 
-    objective: Objective
+    objective: Objective | Literal["latency", "throughput"]
     value: float
     """Objective of the chosen plan, in ``unit``."""
     bound: float
@@ -84,6 +147,10 @@ class Certificate(Section):
     """Feasible configurations."""
     simulated: int
     """Simulations run."""
+    load: float | None = None
+    """With rounds: share of its capacity that the busier phase uses (Z)."""
+    load_bound: float | None = None
+    """No split of as many GPUs has a lower load."""
     largest_found: float | None = None
     """Largest value of any candidate, where the plan is not chosen by it alone."""
     limits: tuple[str, ...] = ()
@@ -128,6 +195,8 @@ class Plan(Section):
     """Instead of pools: layers of one model over unequal nodes."""
     blocks: BlockPlacement | None = None
     """Instead of pools: blocks of one model over servers far apart."""
+    cascade: PlannedCascade | None = None
+    """Instead of pools: models of growing size, each with pools of its own."""
     admission: PolicyName = "none"
     routing: PolicyName = "least-tokens"
     decode_routing: PolicyName | None = None
@@ -147,9 +216,10 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _check_kind(self) -> "Plan":
-        if sum((bool(self.pools), self.layers is not None, self.blocks is not None)) != 1:
-            raise ValueError("give one of pools, layers and blocks")
-        known = set(self.cluster.node_names) if not self.pools else set()
+        given = (self.layers, self.blocks, self.cascade)
+        if bool(self.pools) + sum(part is not None for part in given) != 1:
+            raise ValueError("give one of pools, layers, blocks and cascade")
+        known = set(self.cluster.node_names) if self.layers or self.blocks else set()
         for placed in self.placed_nodes:
             if placed.node not in known:
                 raise ValueError(f"{self.kind}.nodes: {unknown_name('node', placed.node, known)}")
@@ -158,7 +228,7 @@ class Plan(Section):
     @model_validator(mode="after")
     def _check_pools(self) -> "Plan":
         groups = {self.cluster.group_name(i): i for i in range(len(self.cluster.nodes))}
-        for pool in self.pools:
+        for pool in self.all_pools:
             if pool.nodes not in groups:
                 raise ValueError(
                     f"pool {pool.name}: no group of nodes {pool.nodes!r}; the cluster has "
@@ -171,7 +241,7 @@ class Plan(Section):
                     f"but the nodes {pool.nodes} have {group.gpu}"
                 )
         for name, index in groups.items():
-            used = sum(pool.gpus for pool in self.pools if pool.nodes == name)
+            used = sum(pool.gpus for pool in self.all_pools if pool.nodes == name)
             if used > self.cluster.nodes[index].total_gpus:
                 raise ValueError(
                     f"the pools use {used} GPUs of the nodes {name}, which have "
@@ -182,7 +252,23 @@ class Plan(Section):
     @property
     def kind(self) -> Kind:
         """What the plan places."""
+        if self.cascade:
+            return "cascade"
         return "layers" if self.layers else "blocks" if self.blocks else "pools"
+
+    @property
+    def all_pools(self) -> tuple[PlannedPool, ...]:
+        """The pools, those of a cascade's stages in order."""
+        if self.cascade is None:
+            return self.pools
+        return tuple(pool for stage in self.cascade.stages for pool in stage.pools)
+
+    def stage_plan(self, index: int) -> "Plan":
+        """Return one stage of a cascade as a plan of its own."""
+        assert self.cascade is not None
+        stage = self.cascade.stages[index]
+        changes = {"model": stage.model, "weights_dtype": stage.weights_dtype}
+        return self.model_copy(update={**changes, "pools": stage.pools, "cascade": None})
 
     @property
     def placed_nodes(self) -> tuple[NodeLayers, ...]:
@@ -211,7 +297,7 @@ class Plan(Section):
             self.cluster.nodes[self.node_group(placed.node)].gpus_per_node
             for placed in self.placed_nodes
         )
-        return of_nodes + sum(pool.gpus for pool in self.pools)
+        return of_nodes + sum(pool.gpus for pool in self.all_pools)
 
     @property
     def usd_per_hour(self) -> float:
@@ -221,12 +307,18 @@ class Plan(Section):
             for group in (self.node_group(placed.node) for placed in self.placed_nodes)
         )
         return of_nodes + sum(
-            pool.gpus * self.cluster.usd_per_gpu_hour(self.group_index(pool)) for pool in self.pools
+            pool.gpus * self.cluster.usd_per_gpu_hour(self.group_index(pool))
+            for pool in self.all_pools
         )
 
     @property
     def summary(self) -> str:
         """The pools or nodes in one line."""
+        if self.cascade is not None:
+            return " → ".join(
+                f"{stage.model}: {' + '.join(map(str, stage.pools))}"
+                for stage in self.cascade.stages
+            )
         if not self.pools:
             return f"{self.kind} over {len(self.placed_nodes)} nodes"
         return " + ".join(str(pool) for pool in self.pools)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from gpusched.domain.cascade import Cascade
 from gpusched.domain.catalog import load_model
 from gpusched.domain.cluster import Cluster
 from gpusched.domain.document import Section, absolute_path, load_document, validate
@@ -51,6 +52,8 @@ class Spec(Section):
     """Choice of the decode replica; ``routing`` if not given."""
     admission: PolicyName = "none"
     search: Search = Search()
+    cascade: Cascade | None = None
+    """Smaller models that answer first."""
     timing: str | None = None
     """Path of a file with coefficients calibrated on one's own engines."""
 
@@ -106,6 +109,9 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         values["model"] = absolute_path(model, folder)
     if isinstance(values.get("timing"), str):
         values["timing"] = absolute_path(values["timing"], folder)
+    cascade = values.get("cascade")
+    if isinstance(cascade, dict) and isinstance(cascade.get("scores"), str):
+        values["cascade"] = {**cascade, "scores": absolute_path(cascade["scores"], folder)}
     values = resolve_policies(values, folder)
     if isinstance(values.get("engine"), dict):
         values["engine"] = resolve_policies(values["engine"], folder)

@@ -9,6 +9,18 @@ from gpusched.domain.document import Section
 Arrivals = Literal["poisson", "gamma", "mmpp", "diurnal", "weekly"]
 
 
+class Rounds(Section):
+    """How sessions of several rounds are planned: prefill and decode workers that share rounds."""
+
+    count: Literal["sessions", "rounds"] = "sessions"
+    """What meets the objectives: sessions (all first tokens in time, mean gap between tokens), or
+    every round for itself."""
+    local_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of incremental prefills computed on decode workers; found by simulation if not given."""
+    shortlist: int = Field(default=48, ge=1, le=1000)
+    """Splits to simulate at most."""
+
+
 class Workload(Section):
     """Requests of a spec. Give ``trace``, or ``profile`` with ``rate_rps``."""
 
@@ -35,6 +47,18 @@ class Workload(Section):
     """Closed loop: so many users, each sending the next request after an answer."""
     think_s: float = Field(default=0.0, ge=0, le=1e6)
     """Closed loop: pause between an answer and the user's next request."""
+    rounds: Rounds | None = None
+    """Plan for sessions of several rounds: ``true``, or a section of settings."""
+
+    @property
+    def counts_sessions(self) -> bool:
+        """Whether objectives are met by sessions, not by single requests."""
+        return self.rounds is not None and self.rounds.count == "sessions"
+
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _read_switch(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
 
     @field_validator("trace", "profile")
     @classmethod
@@ -47,10 +71,12 @@ class Workload(Section):
     def _check(self) -> "Workload":
         if (self.trace is None) == (self.profile is None):
             raise ValueError(
-                "give either trace (a file) or profile (chat, code, agent, summarize, reason)"
+                "give either trace (a file) or profile (chat, code, agent, tool-agent, assistant, rag, summarize, reason)"
             )
         if self.profile is not None and self.rate_rps is None:
             raise ValueError("a profile needs rate_rps, the arrivals a second")
+        if self.rounds is not None and self.users is not None:
+            raise ValueError("rounds and users (a closed loop) exclude each other; drop one")
         if self.end_s is not None and self.end_s <= self.start_s:
             raise ValueError(f"end_s ({self.end_s:g}) must be after start_s ({self.start_s:g})")
         if self.profile is not None and self.rate_rps is not None:

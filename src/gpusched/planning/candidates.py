@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.plan import Plan, PlannedPool
 from gpusched.domain.spec import Spec
-from gpusched.sim.deploy import does_not_fit, pool_memory, pool_timing
+from gpusched.sim.deploy import does_not_fit, engine_timing, pool_memory
 from gpusched.timing.iteration import TimingModel
 from gpusched.traces.trace import Trace
 
@@ -67,10 +67,23 @@ def skeleton(spec: Spec, pools: tuple[PlannedPool, ...]) -> Plan:
 
 def enumerate_engines(spec: Spec, trace: Trace) -> tuple[list[Engine], list[Refusal]]:
     """Return the engines that could meet the objectives on an idle replica, and the refusals."""
+    fitting, refusals = fitting_engines(spec, trace)
+    engines = []
+    for engine in fitting:
+        refusal = _latency_refusal(spec, trace, engine)
+        if refusal is None:
+            engines.append(engine)
+        else:
+            refusals.append(refusal)
+    return engines, refusals
+
+
+def fitting_engines(spec: Spec, trace: Trace) -> tuple[list[Engine], list[Refusal]]:
+    """Return the engines whose memory holds the model and the longest request, and the refusals."""
     engines, refusals = [], []
     for pool, group in _layouts(spec):
         plan = skeleton(spec, (pool,))
-        label = f"{pool.gpu} {pool.parallelism.layout}"
+        label = kind_label(pool)
         use = pool_memory(plan, pool)
         blocks = use.kv_blocks(pool.engine.block_size, pool.engine.max_num_seqs)
         kv_tokens = blocks // pool.pipeline_parallel_size * pool.engine.block_size
@@ -94,11 +107,7 @@ def enumerate_engines(spec: Spec, trace: Trace) -> tuple[list[Engine], list[Refu
                 )
             )
             continue
-        timing = pool_timing(plan, pool)
-        refusal = _latency_refusal(spec, trace, timing, label)
-        if refusal is not None:
-            refusals.append(refusal)
-            continue
+        timing = engine_timing(plan, pool)
         size = pool.parallelism.gpus
         limit = spec.cluster.nodes[group].total_gpus
         if spec.search.max_gpus is not None:
@@ -172,8 +181,15 @@ def _needed_tokens(spec: Spec, trace: Trace) -> int:
     return int(np.quantile(total, share, method="inverted_cdf"))
 
 
-def _latency_refusal(spec: Spec, trace: Trace, timing: TimingModel, label: str) -> Refusal | None:
+def kind_label(pool: PlannedPool) -> str:
+    """Return the GPU and the degrees of parallelism of a pool's replicas."""
+    expert = "·EP" if pool.enable_expert_parallel else ""
+    return f"{pool.gpu} {pool.parallelism.layout}{expert}"
+
+
+def _latency_refusal(spec: Spec, trace: Trace, engine: Engine) -> Refusal | None:
     """Refuse an engine that misses an objective with one request at a time."""
+    timing = engine.timing
     for index, slo in enumerate(spec.slo.classes.values()):
         rows = np.arange(len(trace))
         if trace.class_id is not None and spec.slo.only is None:
@@ -188,7 +204,7 @@ def _latency_refusal(spec: Spec, trace: Trace, timing: TimingModel, label: str) 
             if at_best > limit:
                 name = bound.upper()
                 return Refusal(
-                    label,
+                    kind_label(engine.pool),
                     f"{name} of a lone request is {at_best * 1e3:.3g} ms at the "
                     f"{slo.attainment:.4g} quantile, above {limit * 1e3:g} ms",
                     bound,

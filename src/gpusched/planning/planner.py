@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +10,11 @@ from pathlib import Path
 from gpusched.domain.plan import Alternative, Certificate, Plan, Provenance
 from gpusched.domain.slo import show_s
 from gpusched.domain.spec import Spec
-from gpusched.errors import InfeasibleError
+from gpusched.errors import InfeasibleError, InputError
 from gpusched.planning.candidates import Engine, Refusal, enumerate_engines
+from gpusched.planning.rounds.search import RoundsSearch
 from gpusched.planning.search import Deployment, Scored, Search
+from gpusched.sim.fleet import apart_policy
 from gpusched.sim.result import SimulationResult
 from gpusched.traces.trace import Trace
 from gpusched.traces.workload import load_workload
@@ -50,14 +52,7 @@ def plan_deployment(
     started = time.perf_counter()
     if trace is None:
         trace = load_workload(spec.workload, spec.slo, seed=seed)
-    engines, refusals = enumerate_engines(spec, trace)
-    if not engines:
-        raise InfeasibleError(_nothing_fits(spec, refusals))
-    search = Search(spec, trace, seed=seed, progress=progress)
-    if "mixed" in spec.search.roles:
-        search.search_mixed(engines)
-    if "disaggregated" in spec.search.roles and spec.engine.batching == "vllm":
-        search.search_disaggregated(engines)
+    search, engines = _searched(spec, trace, seed, progress)
     best = search.best()
     if best is None:
         raise InfeasibleError(_too_few_gpus(spec, search, engines))
@@ -69,7 +64,7 @@ def plan_deployment(
             "certificate": _certificate(search, best, engines, time.perf_counter() - started),
             "pareto": _pareto(search, best),
             "runners_up": _runners_up(search, best),
-            "assumptions": _assumptions(spec, trace, best.plan),
+            "assumptions": (*_assumptions(spec, trace, best.plan), *search.assumptions(best)),
             "warnings": tuple(best.warnings),
             "provenance": Provenance(version=version("gpusched"), seed=seed, inputs=_hashes(spec)),
         }
@@ -77,15 +72,45 @@ def plan_deployment(
     return Answer(plan, result, trace)
 
 
+def _searched(
+    spec: Spec, trace: Trace, seed: int, progress: Callable[[str], None] | None
+) -> tuple[Search, list[Engine]]:
+    """Return the search after it has simulated its candidates, and the engines it could choose."""
+    apart = apart_policy(spec.routing, spec.engine.batching)
+    if apart is not None and "disaggregated" not in spec.search.roles:
+        raise InputError(
+            f"{apart} works on prefill and decode pools, which search.roles leaves out; add "
+            "disaggregated, or choose another policy"
+        )
+    if spec.workload.rounds is not None:
+        sessions = RoundsSearch(spec, trace, seed=seed, progress=progress)
+        sessions.search_rounds(colocated=apart is None)
+        return sessions, sessions.engines
+    engines, refusals = enumerate_engines(spec, trace)
+    if not engines:
+        raise InfeasibleError(_nothing_fits(spec, refusals))
+    search = Search(spec, trace, seed=seed, progress=progress)
+    if "mixed" in spec.search.roles and apart is None:
+        search.search_mixed(engines)
+    if "disaggregated" in spec.search.roles and (apart or spec.engine.batching == "vllm"):
+        search.search_disaggregated(engines)
+    return search, engines
+
+
 def _certificate(
     search: Search, best: Scored, engines: list[Engine], seconds: float
 ) -> Certificate:
     objective = search.spec.objective
+    split = search.split_of(best) if isinstance(search, RoundsSearch) else None
     if objective == "goodput":
         value = best.figure("goodput_rps")
         span_s = max(best.figure("simulated_s"), 1e-9)
         bound = best.figure("requests") / span_s
         gap = (bound - value) / max(value, 1e-12)
+    elif isinstance(search, RoundsSearch):
+        value = search.achieved(best)[0]
+        bound = min(search.least_price(), value)
+        gap = (value - bound) / max(value, 1e-12)
     else:
         value = search.achieved(best)[0]
         bounds = [search.objective(search.at_least(engine)) for engine in engines]
@@ -99,10 +124,12 @@ def _certificate(
         bound=bound,
         unit=UNITS[objective],
         gap=gap,
-        solver="enumeration, least-work bounds, bisection by simulation",
+        solver=search.solver,
         seconds=seconds,
         candidates=len(engines),
         simulated=len(search.scored),
+        load=split.load if split is not None else None,
+        load_bound=1.0 / split.bound if split is not None else None,
     )
 
 
@@ -112,7 +139,7 @@ def _alternative(search: Search, scored: Scored, *, chosen: bool) -> Alternative
         gpus=scored.deployment.gpus,
         usd_per_hour=scored.deployment.usd_per_hour,
         kg_per_hour=scored.kg_per_hour,
-        attainment=scored.figure("slo_attainment"),
+        attainment=scored.reached,
         goodput_rps=scored.figure("goodput_rps"),
         feasible=scored.feasible,
         binding=None if scored.feasible else _missed(search.spec, scored),
@@ -129,10 +156,10 @@ def _pareto(search: Search, best: Scored) -> tuple[Alternative, ...]:
     front: list[Scored] = []
     order = sorted(
         search.scored.values(),
-        key=lambda s: (s.deployment.usd_per_hour, -s.figure("slo_attainment")),
+        key=lambda s: (s.deployment.usd_per_hour, -s.reached),
     )
     for scored in order:
-        if not front or scored.figure("slo_attainment") > front[-1].figure("slo_attainment"):
+        if not front or scored.reached > front[-1].reached:
             front.append(scored)
     if best not in front:
         front.append(best)
@@ -177,14 +204,14 @@ def _binding(search: Search, best: Scored) -> str:
             reasons.append(f"one {kind} is the least there can be")
             continue
         counts = tuple(n - (j == i) for j, n in enumerate(best.deployment.counts))
-        fewer = search.score(Deployment(best.deployment.engines, counts))
+        fewer = search.score(replace(best.deployment, counts=counts))
         share = min(fewer.by_bound.values())
         if fewer.feasible:
             reasons.append(f"none: {count - 1} {kind}s would meet the objectives as well")
         else:
             reasons.append(
                 f"{_missed(search.spec, fewer)}: with {count - 1} {kind}"
-                f"{'s' if count > 2 else ''} only {share:.1%} of requests meet it"
+                f"{'s' if count > 2 else ''} only {share:.1%} of {search.counted} meet it"
             )
     return "; ".join(reasons)
 
@@ -200,8 +227,8 @@ def _next_smaller(search: Search, best: Scored) -> str:
     if not lesser:
         return "nothing smaller fits: one replica is the least there can be"
     nearest = max(lesser, key=lambda s: s.attainment)
-    share = nearest.figure("slo_attainment")
-    return f"{_missed(search.spec, nearest)}: {nearest.plan.summary} would meet it for only {share:.1%} of requests"
+    share = nearest.reached
+    return f"{_missed(search.spec, nearest)}: {nearest.plan.summary} would meet it for only {share:.1%} of {search.counted}"
 
 
 def _assumptions(spec: Spec, trace: Trace, plan: Plan) -> tuple[str, ...]:
@@ -273,7 +300,7 @@ def _too_few_gpus(spec: Spec, search: Search, engines: list[Engine]) -> str:
     return (
         f"the cluster cannot meet the objectives; the tightest constraint is {missed}. The nearest "
         f"deployment, {nearest.plan.summary}, meets it for {nearest.by_bound[name, bound]:.1%} of "
-        f"requests, {share:.4g} asked. Any of these would help: {', '.join(remedies)}."
+        f"{search.counted}, {share:.4g} asked. Any of these would help: {', '.join(remedies)}."
     )
 
 
@@ -288,12 +315,15 @@ def _enough(search: Search, nearest: Scored) -> int | None:
             )
         }
     )
-    wider = Search(
-        search.spec.model_copy(update={"cluster": largest}), search.trace, seed=search.seed
+    limits = search.spec.search.model_copy(update={"max_gpus": None})
+    wider = type(search)(
+        search.spec.model_copy(update={"cluster": largest, "search": limits}),
+        search.trace,
+        seed=search.seed,
     )
     for factor in (1.25, 1.5, 2, 3, 4, 6, 8):
         counts = tuple(max(int(n * factor), n + 1) for n in deployment.counts)
-        scored = wider.score(Deployment(deployment.engines, counts))
+        scored = wider.score(replace(deployment, counts=counts))
         if scored.feasible:
             return scored.deployment.gpus
     return None

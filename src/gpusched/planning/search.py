@@ -10,6 +10,7 @@ from gpusched.domain.plan import Plan
 from gpusched.domain.spec import Spec
 from gpusched.planning.candidates import Engine, least_work_s, skeleton
 from gpusched.sim.deploy import fleet_for
+from gpusched.sim.fleet import Role
 from gpusched.sim.metrics import attainments, bound_attainments, metrics
 from gpusched.sim.result import SimulationResult
 from gpusched.sim.simulate import ClosedLoop, simulate
@@ -22,10 +23,21 @@ RUNNER_UP_SLACK = 1.5
 
 @dataclass(frozen=True)
 class Deployment:
-    """Engines and how many replicas of each: one mixed kind, or prefill and decode."""
+    """Engines, how many replicas of each, and their roles.
+
+    Without roles, one engine is mixed, and of two the first is for prefill.
+    """
 
     engines: tuple[Engine, ...]
     counts: tuple[int, ...]
+    roles: tuple[Role, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.roles:
+            roles: tuple[Role, ...] = (
+                ("mixed",) if len(self.engines) == 1 else ("prefill", "decode")
+            )
+            object.__setattr__(self, "roles", roles)
 
     @property
     def gpus(self) -> int:
@@ -61,6 +73,14 @@ class Scored:
         return float(value)
 
     @property
+    def reached(self) -> float:
+        """Share that meets the objectives: of sessions where they are what counts, or of requests."""
+        counted = (
+            "session_attainment" if "session_attainment" in self.predicted else "slo_attainment"
+        )
+        return self.figure(counted)
+
+    @property
     def warnings(self) -> list[str]:
         """Where the plan or the traffic leaves what was measured."""
         lines = self.predicted["warnings"]
@@ -75,6 +95,10 @@ class Scored:
 
 class Search:
     """Simulates deployments of a spec on a trace, each once."""
+
+    solver = "enumeration, least-work bounds, bisection by simulation"
+    counted = "requests"
+    """What meets the objectives or not."""
 
     def __init__(
         self, spec: Spec, trace: Trace, *, seed: int, progress: Callable[[str], None] | None = None
@@ -95,32 +119,47 @@ class Search:
             return self.scored[deployment]
         plan = self.plan_of(deployment)
         result = self.run(plan)
-        warmup_s = self.spec.workload.warmup_s
-        shares = attainments(result, self.spec.slo, warmup_s=warmup_s)
+        predicted = metrics(plan, result)
+        shares, by_bound = self.measure(result, predicted)
         relative = min(shares[n] / slo.attainment for n, slo in self.spec.slo.classes.items())
-        scored = Scored(
-            deployment,
-            plan,
-            relative,
-            bound_attainments(result, self.spec.slo, warmup_s=warmup_s),
-            metrics(plan, result),
-        )
+        scored = Scored(deployment, plan, relative, by_bound, predicted)
         self.scored[deployment] = scored
         if self.progress is not None:
             self.progress(f"{len(self.scored)} deployments simulated, last {plan.summary}")
         return scored
 
+    def measure(
+        self, result: SimulationResult, predicted: dict[str, object]
+    ) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
+        """Return the share of each class that meets its bounds, and each single bound.
+
+        A search that counts other things than requests adds their figures to ``predicted``.
+        """
+        slo, warmup_s = self.spec.slo, self.spec.workload.warmup_s
+        shares = attainments(result, slo, warmup_s=warmup_s)
+        return shares, bound_attainments(result, slo, warmup_s=warmup_s)
+
     def plan_of(self, deployment: Deployment) -> Plan:
         """Return a deployment as a plan."""
-        mixed = len(deployment.engines) == 1
-        roles = ("mixed",) if mixed else ("prefill", "decode")
         pools = tuple(
-            engine.pool.model_copy(update={"name": role, "role": role, "replicas": count})
-            for engine, count, role in zip(
-                deployment.engines, deployment.counts, roles, strict=True
+            engine.pool.model_copy(
+                update={"name": self.pool_name(deployment, i), "role": role, "replicas": count}
+            )
+            for i, (engine, count, role) in enumerate(
+                zip(deployment.engines, deployment.counts, deployment.roles, strict=True)
             )
         )
         return skeleton(self.spec, pools)
+
+    def assumptions(self, scored: Scored) -> tuple[str, ...]:
+        """Return what the search took for granted about a deployment."""
+        return ()
+
+    def pool_name(self, deployment: Deployment, index: int) -> str:
+        """Return a pool's role, numbered where several have the same."""
+        role = deployment.roles[index]
+        same = deployment.roles[: index + 1].count(role)
+        return role if deployment.roles.count(role) == 1 else f"{role}-{same}"
 
     def objective(self, deployment: Deployment) -> float:
         """Return what a deployment is ranked by before simulation: less is better.

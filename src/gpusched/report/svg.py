@@ -43,6 +43,18 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A range on a row of a span chart."""
+
+    row: str
+    start: float
+    end: float
+    label: str
+    group: int = 0
+    """Which colour."""
+
+
+@dataclass(frozen=True)
 class Scale:
     """Maps values to pixels, by logarithm where asked."""
 
@@ -84,6 +96,7 @@ def line_chart(
     y_label: str,
     rules: Sequence[Rule] = (),
     log_x: bool = False,
+    y_low: float = 0.0,
     y_top: float | None = None,
 ) -> str:
     """Return curves with a legend, straight rules and values under the pointer."""
@@ -99,7 +112,7 @@ def line_chart(
         low = max(low, high * 1e-5)
     x = Scale(low, high, LEFT, WIDTH - RIGHT, log_x)
     top = y_top if y_top is not None else (float(ys.max()) * 1.05 if len(ys) else 1.0) or 1.0
-    y = Scale(0.0, top, HEIGHT - BOTTOM, TOP)
+    y = Scale(y_low, top, HEIGHT - BOTTOM, TOP)
     body = _axes(x, y, x_label, y_label)
     for i, line in enumerate(lines):
         if line.half_width is not None and np.isfinite(line.half_width).all():
@@ -156,6 +169,54 @@ def scatter_chart(
     return _figure(title, body, "", "")
 
 
+def span_chart(
+    spans: Sequence[Span],
+    *,
+    end: float,
+    title: str,
+    x_label: str,
+    groups: Sequence[str] = (),
+) -> str:
+    """Return ranges between 0 and ``end``, one row a name, coloured by group."""
+    rows = list(dict.fromkeys(span.row for span in spans))
+    left = LEFT + 60
+    x = Scale(0.0, end, left, WIDTH - RIGHT)
+    height = min((HEIGHT - BOTTOM - TOP) / max(len(rows), 1), 24.0)
+    body = ""
+    for tick in x.ticks():
+        at = x(tick)
+        body += (
+            f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        )
+        body += (
+            f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">'
+            f"{_short(tick)}</text>"
+        )
+    for span in spans:
+        top = TOP + rows.index(span.row) * height
+        body += (
+            f'<rect class="span c{span.group % 6}" x="{x(span.start):.1f}" y="{top + 1:.1f}" '
+            f'width="{x(span.end) - x(span.start):.1f}" height="{max(height - 2, 0.8):.1f}" '
+            f'tabindex="0"><title>{escape(span.label)}</title></rect>'
+        )
+    if height >= 9:
+        for number, row in enumerate(rows):
+            middle = TOP + (number + 0.5) * height + 4
+            body += (
+                f'<text class="tick" x="{left - 6}" y="{middle:.1f}" text-anchor="end">'
+                f"{escape(row)}</text>"
+            )
+    body += (
+        f'<text class="axis" x="{(left + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" '
+        f'text-anchor="middle">{escape(x_label)}</text>'
+    )
+    legend = "".join(
+        f'<span class="key"><i class="c{i % 6}"></i>{escape(name)}</span>'
+        for i, name in enumerate(groups)
+    )
+    return _figure(title, body, legend, "")
+
+
 def _axes(x: Scale, y: Scale, x_label: str, y_label: str) -> str:
     body = ""
     for tick in y.ticks():
@@ -202,6 +263,38 @@ def _figure(title: str, body: str, legend: str, attributes: str) -> str:
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="img" aria-label="{escape(title)}" {attributes}>{body}</svg>'
         f'<div class="legend">{legend}</div></figure>'
+    )
+
+
+STANDALONE_STYLE = (
+    "svg{--ink:#1b2430;--soft:#5b6776;--grid:#e4e8ee;--rule:#c4302b;--c0:#1f6fb2;--c1:#d9822b;--c2:#2a8f6b}"
+    "@media(prefers-color-scheme:dark){svg{--ink:#e8edf3;--soft:#9aa7b6;--grid:#2b3542;--rule:#ff7b72;"
+    "--c0:#5aa9e6;--c1:#f0a860;--c2:#5cc9a0}}text{font:12px system-ui,sans-serif;fill:var(--soft)}"
+    ".title{font-weight:600;fill:var(--ink)}.grid{stroke:var(--grid)}.line{fill:none;stroke-width:2}"
+    ".line.c0{stroke:var(--c0)}.line.c1{stroke:var(--c1)}.line.c2{stroke:var(--c2)}.band{opacity:.16}"
+    ".band.c0,.key.c0{fill:var(--c0)}.band.c1,.key.c1{fill:var(--c1)}.key.c2{fill:var(--c2)}"
+    ".rule{stroke:var(--rule);stroke-dasharray:6 4}.rule-label{fill:var(--rule)}"
+)
+LEGEND_HEIGHT = 24
+
+
+def standalone(figure: str) -> str:
+    """Return a chart of up to three lines as a file of its own, title and legend inside."""
+    title = figure.split("<figcaption>")[1].split("</figcaption>")[0]
+    body = figure[figure.index(">", figure.index("<svg")) + 1 : figure.index("</svg>")]
+    names = [part.split("</span>")[0] for part in figure.split("</i>")[1:]]
+    keys, at = "", float(LEFT)
+    for i, name in enumerate(names):
+        keys += (
+            f'<rect class="key c{i}" x="{at:.0f}" y="{HEIGHT + 6}" width="12" height="4"/>'
+            f'<text x="{at + 17:.0f}" y="{HEIGHT + 13}">{name}</text>'
+        )
+        at += 34 + 6.4 * len(name)
+    box = f"0 {-LEGEND_HEIGHT} {WIDTH} {HEIGHT + 2 * LEGEND_HEIGHT}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" role="img" aria-label="{title}">'
+        f'<style>{STANDALONE_STYLE}</style><text class="title" x="{LEFT}" y="-6">{title}</text>'
+        f"{body}{keys}</svg>\n"
     )
 
 

@@ -14,13 +14,15 @@ def headline(plan: Plan) -> str:
     figures = plan.predicted
     if not figures:
         return f"{pools}, {plan.gpus} GPUs at ${plan.usd_per_hour:,.2f} an hour."
-    share = figures["slo_attainment"]
+    share, what = figures["slo_attainment"], "requests"
+    if "session_attainment" in figures:
+        share, what = figures["session_attainment"], "sessions"
     asked = max(slo.attainment for slo in plan.slo.classes.values())
     verb = "meet" if share >= min(s.attainment for s in plan.slo.classes.values()) else "miss"
     if verb == "meet":
-        ending = f"meet the objectives for {share:.2%} of requests"
+        ending = f"meet the objectives for {share:.2%} of {what}"
     else:
-        ending = f"meet the objectives for only {share:.2%} of requests, {asked:.4g} asked"
+        ending = f"meet the objectives for only {share:.2%} of {what}, {asked:.4g} asked"
     return f"{pools}: {plan.gpus} GPUs at ${plan.usd_per_hour:,.2f} an hour {ending}."
 
 
@@ -28,7 +30,7 @@ def _pool_words(pool: PlannedPool) -> str:
     plural = "s" if pool.replicas > 1 else ""
     role = "" if pool.role == "mixed" else f"{pool.role} "
     gpus = pool.parallelism.gpus
-    layout = f"{gpus} × {pool.gpu}" + (f" ({pool.parallelism.layout})" if gpus > 1 else "")
+    layout = f"{gpus} × {pool.gpu}" + (f" ({pool.layout})" if gpus > 1 else "")
     return f"{pool.replicas} {role}replica{plural} of {layout}"
 
 
@@ -49,6 +51,8 @@ def milliseconds(seconds: float | None) -> str:
 def figure_lines(plan: Plan, figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the other figures with their units."""
     yield "requests", f"{figures['completed']:,} of {figures['requests']:,} completed"
+    if "session_attainment" in figures:
+        yield "sessions in time", f"{figures['session_attainment']:.2%}"
     yield "SLO attainment", f"{figures['slo_attainment']:.2%}"
     if plan.slo.only is None:
         for name, share in figures["slo_attainment_by_class"].items():
@@ -64,6 +68,13 @@ def figure_lines(plan: Plan, figures: Mapping[str, Any]) -> Iterator[tuple[str, 
     yield "KV cache peak", f"{figures['kv_utilization_peak']:.1%}"
     if figures["prefix_hit_rate"]:
         yield "prefix hit rate", f"{figures['prefix_hit_rate']:.1%}"
+    if "rounds" in figures:
+        rounds = figures["rounds"]
+        branches = ", ".join(f"{n} {count:,}" for n, count in rounds["branches"].items() if count)
+        yield "local prefills", f"{rounds['local_prefill_share']:.1%} of those with a history"
+        yield "prefills placed", branches or "none"
+        evicted, missed = rounds["history_evictions"], rounds["histories_missed"]
+        yield "histories evicted", f"{evicted:,}, missed by {missed:,} rounds"
     measured = (
         "on measured engines like these" if not figures["warnings"] else "at best, see warnings"
     )
@@ -98,4 +109,9 @@ def certainty(certificate: Certificate) -> str:
     )
     if certificate.bound > 0:
         text += f"; least work alone needs {certificate.bound:.4g} {certificate.unit}"
+    if certificate.load is not None and certificate.load_bound is not None:
+        text += (
+            f"; the busier phase uses {certificate.load:.1%} of its capacity, no split of as many GPUs "
+            f"less than {certificate.load_bound:.1%}"
+        )
     return text

@@ -25,12 +25,34 @@ PAPERS = {
         "2504.11320",
         "wait",
     ),
+    "ampd": Paper(
+        "Efficient multi-round LLM inference over disaggregated serving", "2602.14516", "ampd"
+    ),
     "sbs": Paper("Staggered batch scheduling", "2512.16134", "sbs"),
+    "cascadia": Paper(
+        "Cascadia: an efficient cascade serving system for large language models",
+        "2506.04203",
+        "cascadia",
+    ),
     "gate-and-route": Paper(
         "Joint admission and routing of prefill and decode (Gate-and-Route)",
         "2602.02987",
         "gate_and_route",
     ),
+    "bprr": Paper("Block placement and request routing for PETALS", "2512.21884", "bprr"),
+    "experts": Paper("Topology-aware placement of experts", "2508.09229", "experts"),
+    "findep": Paper(
+        "FinDEP: fine-grained overlap of disaggregated experts", "2512.21487", "findep"
+    ),
+    "probe": Paper("PROBE: real-time balancing of expert parallelism", "2602.00509", "probe"),
+    "best-of-infinity": Paper("Best-of-infinity", "2509.21091", "best_of_infinity"),
+    "safety-game": Paper(
+        "Safety Game: inference-time alignment of black-box LLMs via constrained optimization",
+        "2510.09330",
+        "safety_game",
+    ),
+    "rmod": Paper("Robust multi-objective decoding", "2503.08796", "rmod"),
+    "pama": Paper("Pareto multi-objective alignment", "2508.07768", "pama"),
     "helix": Paper(
         "Helix: serving over heterogeneous GPUs and network via max-flow", "2406.01566", "helix"
     ),

@@ -7,6 +7,7 @@ another request has registered meanwhile; the rest of its KV cache is private.
 
 from gpusched.compilation import kernel
 from gpusched.policies.batching.discipline import STATIC
+from gpusched.sim.rounds.history import evict_history
 from gpusched.sim.state import NONE
 
 
@@ -28,6 +29,8 @@ def allocate(s, e, count):
     engine = s.engines[e]
     engine.free -= count
     while engine.free < 0:
+        if evict_history(s, e):
+            continue
         block = engine.lru_head
         _unlink(s, e, block)
         s.cache[e, block].holders = -1

@@ -167,13 +167,15 @@ def with_policies(plan: Plan, variant: Variant) -> Plan:
     values["routing"] = variant.routing
     values["admission"] = variant.admission
     mixed = [pool for pool in values["pools"] if pool["role"] == "mixed"]
-    if not mixed and variant.batching != plan.pools[0].engine.batching:
+    split = [pool for pool in values["pools"] if pool["role"] == "prefill"]
+    at_prefill = {plan.pools[0].engine.batching, "vllm"}
+    if not mixed and variant.batching not in at_prefill and not discipline(variant.batching).window:
         raise InputError(
             f"batching policy {variant.batching}: the plan separates prefill from decode, where "
-            "engines batch first come first served; compare routing policies, or plan with "
-            "search.roles: [mixed]"
+            "engines batch first come first served or on-time; compare routing policies, or plan "
+            "with search.roles: [mixed]"
         )
-    for pool in mixed:
+    for pool in mixed or split:
         pool["engine"]["batching"] = variant.batching
     return plan_from(values, origin=f"policies {variant}")
 

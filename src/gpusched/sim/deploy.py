@@ -2,33 +2,56 @@
 
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import TypedDict
 
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.parallel import Parallelism
 from gpusched.domain.plan import Plan, PlannedPool
 from gpusched.errors import InfeasibleError, InputError
+from gpusched.policies.batching.discipline import discipline
+from gpusched.policies.routing.policy import routing_policy
 from gpusched.sim.fleet import Fleet, KvLink, Pool
+from gpusched.timing.disaggregated_experts import DisaggregatedExperts
 from gpusched.timing.iteration import TimingModel, timing_model
-from gpusched.timing.memory import Memory, memory
+from gpusched.timing.memory import Memory, disaggregated_memory, memory
 from gpusched.timing.transfer import RDMA_LATENCY_S, kv_token_s
 
 DEFAULT_BUDGET_TOKENS = 2048
 
 
-def pool_timing(plan: Plan, pool: PlannedPool) -> TimingModel:
+class _MemorySettings(TypedDict):
+    weights_dtype: str
+    kv_cache_dtype: str
+    max_num_batched_tokens: int
+
+
+def pool_timing(plan: Plan, pool: PlannedPool) -> TimingModel | DisaggregatedExperts:
     """Return the timing model of a pool's engines."""
+    if pool.attention_gpus is not None and pool.expert_gpus is not None:
+        attention = _timing(
+            plan.model, pool.gpu, Parallelism(), plan.weights_dtype, plan.kv_cache_dtype,
+            pool.engine.framework, plan.timing, None,
+        )  # fmt: skip
+        return DisaggregatedExperts(
+            attention, pool.attention_gpus, pool.expert_gpus, pool.engine.expert_imbalance or 1.0
+        )
+    return engine_timing(plan, pool)
+
+
+def engine_timing(plan: Plan, pool: PlannedPool) -> TimingModel:
+    """Return the timing model of a pool whose GPUs all share every layer."""
     return _timing(
         plan.model, pool.gpu, pool.parallelism, plan.weights_dtype, plan.kv_cache_dtype,
-        pool.engine.framework, plan.timing,
+        pool.engine.framework, plan.timing, pool.engine.expert_imbalance,
     )  # fmt: skip
 
 
 @lru_cache(maxsize=512)
 def _timing(
     model: str, gpu: str, parallelism: Parallelism, weights_dtype: str, kv_cache_dtype: str,
-    framework: str, file: str | None,
+    framework: str, file: str | None, expert_imbalance: float | None,
 ) -> TimingModel:  # fmt: skip
-    return timing_model(
+    timing = timing_model(
         load_model(model),
         load_gpu(gpu),
         parallelism,
@@ -37,19 +60,37 @@ def _timing(
         framework=framework,
         file=file,
     )
+    if expert_imbalance is None or parallelism.ep == 1:
+        return timing
+    return timing.at_imbalance(expert_imbalance)
 
 
 def pool_memory(plan: Plan, pool: PlannedPool) -> Memory:
-    """Return how the memory of one of a pool's GPUs divides."""
-    return memory(
-        load_model(plan.model),
-        load_gpu(pool.gpu),
-        pool.parallelism,
-        pool.engine,
-        weights_dtype=plan.weights_dtype,
-        kv_cache_dtype=plan.kv_cache_dtype,
-        max_num_batched_tokens=pool.engine.max_num_batched_tokens or DEFAULT_BUDGET_TOKENS,
+    """Return how the memory of one of a pool's GPUs divides, of those with KV cache.
+
+    Raises:
+        InfeasibleError: the experts do not fit on expert GPUs.
+    """
+    model, gpu = load_model(plan.model), load_gpu(pool.gpu)
+    settings: _MemorySettings = {
+        "weights_dtype": plan.weights_dtype,
+        "kv_cache_dtype": plan.kv_cache_dtype,
+        "max_num_batched_tokens": pool.engine.max_num_batched_tokens or DEFAULT_BUDGET_TOKENS,
+    }
+    if pool.attention_gpus is None or pool.expert_gpus is None:
+        return memory(model, gpu, pool.parallelism, pool.engine, **settings)
+    if model.moe is None:
+        raise InputError(f"pool {pool.name}: {plan.model} has no experts for expert_gpus")
+    use, needed = disaggregated_memory(
+        model, gpu, pool.attention_gpus, pool.expert_gpus, pool.engine, **settings
     )
+    budget = pool.engine.gpu_memory_utilization * gpu.memory_bytes
+    if needed > budget:
+        raise InfeasibleError(
+            f"pool {pool.name}: an expert GPU needs {needed / 1e9:.1f} GB but may use "
+            f"{budget / 1e9:.1f} GB; raise expert_gpus or use a narrower weights_dtype"
+        )
+    return use
 
 
 def fleet_for(plan: Plan) -> Fleet:
@@ -72,7 +113,9 @@ def fleet_for(plan: Plan) -> Fleet:
         )
         use = pool_memory(plan, pool)
         stages = pool.pipeline_parallel_size
-        blocks = use.kv_blocks(pool.engine.block_size, pool.engine.max_num_seqs)
+        holders = pool.attention_gpus or 1
+        own_seqs = -(-pool.engine.max_num_seqs // holders)
+        blocks = holders * use.kv_blocks(pool.engine.block_size, own_seqs)
         if blocks < stages:
             raise InfeasibleError(f"pool {pool.name}: {does_not_fit(use, pool)}")
         compiled = pool_timing(plan, pool).compile(
@@ -85,7 +128,7 @@ def fleet_for(plan: Plan) -> Fleet:
                 kv_blocks=blocks,
                 replicas=pool.replicas,
                 role=pool.role,
-                batching=pool.engine.batching if pool.role == "mixed" else "vllm",
+                batching=pool_batching(plan, pool),
                 block_tokens=pool.engine.block_size,
                 max_num_seqs=pool.engine.max_num_seqs,
                 max_num_batched_tokens=budget,
@@ -100,7 +143,30 @@ def fleet_for(plan: Plan) -> Fleet:
     if any(pool.role == "decode" for pool in plan.pools):
         rate = min(link_rates(plan))
         link = KvLink(RDMA_LATENCY_S, kv_token_s(model, plan.kv_cache_dtype, rate))
-    return Fleet(tuple(pools), link, plan.routing, plan.decode_routing, plan.admission)
+    routing = with_bounds(plan, plan.routing, routing_policy(plan.routing).parameters)
+    return Fleet(tuple(pools), link, routing, plan.decode_routing, plan.admission)
+
+
+def pool_batching(plan: Plan, pool: PlannedPool) -> str:
+    """Return how a pool batches: prefill pools first come first served, unless by deadline."""
+    chosen = discipline(pool.engine.batching)
+    if pool.role == "mixed":
+        return pool.engine.batching
+    if pool.role == "decode" or not chosen.window:
+        return "vllm"
+    return with_bounds(plan, pool.engine.batching, chosen.parameters)
+
+
+def with_bounds(plan: Plan, policy: str, parameters: tuple[str, ...]) -> str:
+    """Return a policy with the tightest bounds of the plan's objectives for those that it has as
+    parameters and does not set itself."""
+    given = {setting.partition("=")[0] for setting in policy.split("+")[1:]}
+    for parameter, bound in (("ttft_s", "ttft_s"), ("itl_s", "tpot_s")):
+        bounds = [getattr(slo, bound) for slo in plan.slo.classes.values()]
+        known = [value for value in bounds if value is not None]
+        if parameter in parameters and parameter not in given and known:
+            policy += f"+{parameter}={min(known):.12g}"
+    return policy
 
 
 def link_rates(plan: Plan) -> Iterable[float]:
@@ -108,7 +174,8 @@ def link_rates(plan: Plan) -> Iterable[float]:
     all of its GPUs' networks."""
     for pool in plan.pools:
         per_gpu = plan.cluster.inter_node_bytes_per_s(plan.group_index(pool))
-        yield per_gpu * pool.parallelism.gpus / pool.data_parallel_size
+        gpus = pool.attention_gpus or pool.parallelism.gpus
+        yield per_gpu * gpus / pool.data_parallel_size
 
 
 def does_not_fit(use: Memory, pool: PlannedPool) -> str:

@@ -29,6 +29,8 @@ from gpusched.sim.gaps import add_gap_run, add_gaps
 from gpusched.sim.heaps import pop, set_timer
 from gpusched.sim.lists import append_running, join_queue, pop_group, pop_waiting, unlink_running
 from gpusched.sim.lockstep import shorten_group
+from gpusched.sim.rounds.history import at_hand, hold_history
+from gpusched.sim.rounds.ordering import bring_forward, put_back
 from gpusched.sim.starting import (
     expect_resident,
     forget_resident,
@@ -186,7 +188,9 @@ def start_waiting(s, e):
         taken = 0
         engine.blocked = False
         if engine.running < engine.max_seqs:
+            before = bring_forward(s, e)
             taken = start(s, e, np.int64(engine.waiting_head), budget)
+            put_back(s, e, before, taken)
         refused |= engine.blocked
         if taken > 0:
             budget -= taken
@@ -231,11 +235,9 @@ def start(s, e, r, budget):
     engine = s.engines[e]
     request = s.requests[r]
     target = request.prompt + request.produced
-    past = request.computed
-    received = past > 0
-    hits = 0
-    idle = 0
-    if not received:
+    past, hits, received = at_hand(s, e, r)
+    idle = hits
+    if past == 0:
         hits, idle = prefix_hits(s, e, r, target)
         past = min(hits * engine.prefix_tokens, target - 1)
     new = min(target - past, budget)
@@ -272,7 +274,7 @@ def admit(s, e, r, hits, tokens):
     else:
         pop_waiting(s, e)
     append_running(s, e, r)
-    if hits > 0:
+    if hits > 0 and not hold_history(s, e, r):
         hold_prefix(s, e, r, hits)
     allocate(s, e, blocks_for(engine, tokens) - hits * engine.prefix_blocks)
     if request.admitted_s != request.admitted_s:
@@ -290,8 +292,11 @@ def schedule_whole(s, e):
         while head != NONE and engine.running < engine.max_seqs:
             request = s.requests[head]
             target = request.prompt + request.produced
-            hits, idle = prefix_hits(s, e, head, target)
-            past = min(hits * engine.prefix_tokens, target - 1)
+            past, hits, _ = at_hand(s, e, head)
+            idle = hits
+            if past == 0:
+                hits, idle = prefix_hits(s, e, head, target)
+                past = min(hits * engine.prefix_tokens, target - 1)
             new = target - past
             full = engine.chunk_tokens + new > engine.max_batched_tokens
             if not static and engine.chunk_tokens > 0 and full:

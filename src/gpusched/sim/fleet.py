@@ -12,10 +12,18 @@ from gpusched.policies.admission.policy import (
 )
 from gpusched.policies.batching.discipline import CHUNKED, GROUPED, OPEN, STATIC, discipline
 from gpusched.policies.batching.order import FCFS
+from gpusched.policies.routing.choice import PER_ROUND
 from gpusched.policies.routing.policy import RoutingPolicy, routing_policy
 from gpusched.timing.compiled import CompiledTiming
 
 Role = Literal["mixed", "prefill", "decode"]
+
+
+def apart_policy(routing: str, batching: str) -> str | None:
+    """Return which of the policies works only where prefill and decode have pools of their own."""
+    if routing_policy(routing).kind == PER_ROUND:
+        return f"routing {routing}"
+    return f"batching {batching}" if discipline(batching).window else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,11 @@ class Pool:
             )
         chosen = discipline(self.batching)
         plain = chosen.gate == OPEN and not chosen.preemptive and chosen.forming != STATIC
+        if chosen.window and self.role != "prefill":
+            raise InputError(
+                f"pool {self.name}: {chosen.name} batching orders prompts on prefill replicas, and this "
+                f"pool's role is {self.role}; choose vllm, or prefill and decode pools"
+            )
         if self.role == "prefill" and not plain:
             raise InputError(
                 f"pool {self.name}: prefill replicas cannot use {self.batching} batching; choose a "
@@ -142,7 +155,16 @@ class Fleet:
                     f"pool {pool.name}: {pool.batching} batching keeps a batch or group together and "
                     "cannot hand requests to a decode pool; choose a policy such as vllm or mc-sf"
                 )
-        *_, admission = self.policies
+        routing, decode_routing, admission = self.policies
+        if PER_ROUND in (routing.kind, decode_routing.kind):
+            self._check_rounds(roles, routing, decode_routing, admission)
+        by_deadline = [p.name for p in self.pools if discipline(p.batching).window]
+        coupled = [p.name for p in self.pools if p.data_parallel > 1]
+        if by_deadline and (coupled or admission.kind in (STAGGERED, GATED)):
+            other = f"admission {admission.name}" if not coupled else "data-parallel units"
+            raise InputError(
+                f"pool {by_deadline[0]}: on-time batching does not go with {other}; choose vllm"
+            )
         for pool in self.pools:
             chosen = discipline(pool.batching)
             held = chosen.order != FCFS or chosen.gate != OPEN or chosen.forming == STATIC
@@ -150,6 +172,35 @@ class Fleet:
                 raise InputError(
                     f"pool {pool.name}: admission {admission.name} holds requests before the engines "
                     f"and cannot go with {pool.batching} batching; choose vllm or prefill-first"
+                )
+
+    def _check_rounds(
+        self,
+        roles: set[Role],
+        routing: RoutingPolicy,
+        decode_routing: RoutingPolicy,
+        admission: AdmissionPolicy,
+    ) -> None:
+        if roles != {"prefill", "decode"}:
+            raise InputError(
+                f"routing: {routing.name} places the rounds of sessions on prefill and decode pools; "
+                "the fleet has " + " and ".join(sorted(roles)) + " ones"
+            )
+        if decode_routing.name != routing.name:
+            raise InputError(
+                f"decode_routing: {decode_routing.name} does not go with routing {routing.name}: a "
+                "policy that places rounds also binds each session to a decode replica; leave "
+                "decode_routing out"
+            )
+        if admission.name != "none":
+            raise InputError(
+                f"admission: {admission.name} does not go with routing {routing.name}; choose none"
+            )
+        for pool in self.pools:
+            if pool.data_parallel > 1:
+                raise InputError(
+                    f"pool {pool.name}: data-parallel units, which step together, cannot take rounds "
+                    f"placed by {routing.name}; set data_parallel_size to 1"
                 )
 
     @property

@@ -29,6 +29,7 @@ from gpusched.sim.entry import (
 from gpusched.sim.gating import end_prefill, free_solo
 from gpusched.sim.heaps import set_timer
 from gpusched.sim.lists import unlink_running
+from gpusched.sim.rounds.leaving import bound_engine, end_round, end_round_prefill, kept_at
 from gpusched.sim.starting import expect_resident, forget_resident, predicted_left
 from gpusched.sim.state import (
     DECODE_TURN,
@@ -51,6 +52,7 @@ UNDER_WAY, FINISHED, STALLED, FAULTED, DUE = range(5)
 def complete(s, rules, e, r, now_s):
     """Account for an answered request and let what waits for the answer arrive."""
     add_load(s, rules, e, r, -1)
+    end_round(s, e, r, now_s)
     s.counters[REMAINING] -= 1
     follower = np.int64(s.requests[r].follower)
     if follower != NONE:
@@ -62,6 +64,9 @@ def complete(s, rules, e, r, now_s):
 @kernel
 def decode_engine(s, rules, r, now_s):
     """Choose a decode engine for a request whose prompt is computed."""
+    bound = bound_engine(s, r)
+    if bound != NONE:
+        return bound
     draw = random_u64(rules.seed, 2 * r + 1)
     turn = s.counters[DECODE_TURN]
     s.counters[DECODE_TURN] += 1
@@ -92,9 +97,10 @@ def hand_over(s, rules, e, r, d, now_s):
     forget_resident(s, e, r)
     add_load(s, rules, e, r, -1)
     add_load(s, rules, d, r, 1)
+    tokens = request.computed - kept_at(s, d, r, now_s)
     target = s.engines[d]
     begin_s = max(now_s, source.send_free_s, target.receive_free_s)
-    end_s = begin_s + rules.link_latency_s + rules.link_token_s * request.computed
+    end_s = begin_s + rules.link_latency_s + rules.link_token_s * tokens
     source.send_free_s = end_s
     target.receive_free_s = end_s
     request.destination = d
@@ -152,6 +158,7 @@ def settle(s, rules, e):
                     request.prompt + request.produced
                 ):
                     give_token(s, e, r)
+                    end_round_prefill(s, e, r)
                     if s.coupled is not None and rules.admission == GATED:
                         end_prefill(s, r)
                     if request.produced == request.output:

@@ -52,6 +52,8 @@ class Learner:
 class Reference:
     """A simulation, one iteration at a time."""
 
+    engine_type: type[Engine] = Engine
+
     def __init__(
         self, fleet: Fleet, trace: Trace, closed_loop: ClosedLoop | None = None, seed: int = 0
     ) -> None:
@@ -100,7 +102,7 @@ class Reference:
         pools += [p for p in fleet.pools if p.role == "decode"]
         lanes = [pool for pool in pools for _ in range(pool.lanes)]
         self.engines = [
-            Engine(
+            self.engine_type(
                 pool,
                 fleet.pools.index(pool),
                 pool.timing,
@@ -157,13 +159,7 @@ class Reference:
             elif row_s <= min(pending_s, tick_s, engine.end_s):
                 self.front.take_in(self.rows.popleft()[1], row_s)
             elif pending_s <= min(tick_s, engine.end_s):
-                request = self.requests[self.pending.pop(0)[1]]
-                if request.transferring:
-                    self.receive(request, pending_s)
-                elif request.held_back:
-                    self.ask_admission(request, pending_s)
-                else:
-                    self.front.take_in(request, pending_s)
+                self.look_at_pending(self.requests[self.pending.pop(0)[1]], pending_s)
             elif tick_s <= engine.end_s:
                 self.front.look(tick_s)
             else:
@@ -175,6 +171,15 @@ class Reference:
                 self.front.look(engine.end_s)
                 schedule(engine.units, engine.end_s)
         return self
+
+    def look_at_pending(self, request: Request, now_s: float) -> None:
+        """Let happen to a request what was put off to this time."""
+        if request.transferring:
+            self.receive(request, now_s)
+        elif request.held_back:
+            self.ask_admission(request, now_s)
+        else:
+            self.front.take_in(request, now_s)
 
     def learn(self, now_s: float) -> None:
         """Tell estimators what is known by now, and take the groups of those that are due."""
@@ -462,6 +467,10 @@ class Reference:
             return None
         return target
 
+    def shipped_tokens(self, target: Engine, request: Request) -> int:
+        """KV tokens that a decode engine lacks of a computed prompt."""
+        return request.computed
+
     def hand_over(self, engine: Engine, target: Engine, request: Request, now_s: float) -> None:
         """Send the KV cache to a decode engine."""
         engine.running.remove(request)
@@ -469,9 +478,10 @@ class Reference:
             engine.sizes[request.group] -= 1
         self.count(engine, request, -1)
         self.count(target, request, 1)
+        tokens = self.shipped_tokens(target, request)
         link = self.fleet.link
         begin_s = max(now_s, engine.send_free_s, target.receive_free_s)
-        end_s = begin_s + link.latency_s + link.token_s * request.computed
+        end_s = begin_s + link.latency_s + link.token_s * tokens
         engine.send_free_s = target.receive_free_s = end_s
         request.destination = target
         request.transferring = True

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, permutations
 from math import ceil, floor, inf, log2, nan
 
 import numpy as np
@@ -56,6 +56,8 @@ class Request:
     age: int = 0
     """Releases that passed it over."""
     gated: bool = False
+    overtaken: int = 0
+    """Times that on-time batching let another go first."""
     predicted: int = 0
     priority: int = 0
     rank: tuple[float, ...] = ()
@@ -433,7 +435,12 @@ class Engine:
             request = self.first_waiting()
             taken, refused = 0, False
             if len(self.running) < self.max_seqs:
+                if self.policy.window:
+                    request = self.next_on_time(now_s)
+                ahead = list(self.waiting)[: self.waiting.index(request)]
                 taken, refused = self.start(request, budget, now_s)
+                for other in ahead if taken and self.policy.window else []:
+                    other.overtaken += 1
             if taken:
                 budget -= taken
             elif self.policy.preemptive and self.displace(request):
@@ -444,6 +451,47 @@ class Engine:
             else:
                 break
         self.waiting.extendleft(reversed(passed))
+
+    def next_on_time(self, now_s: float) -> Request:
+        """Of the first waiting prompts, the first in the order of most on time."""
+        window = self.policy.window
+        near = list(self.waiting)[:window]
+        for request in near:
+            if request.overtaken > 2 * window:
+                return request
+        durations = []
+        for request in near:
+            hits = self.hits(request)
+            past = request.computed or min(hits * self.prefix_tokens, request.target - 1)
+            durations.append(self.prefill_s(request.target - past, past))
+        best, best_value = near[0], (-1, 0.0)
+        for order in permutations(range(len(near))):
+            end_s, total_s, count = 0.0, 0.0, 0
+            for j in order:
+                end_s += durations[j]
+                total_s += end_s
+                count += now_s + end_s <= near[j].arrival_s + self.policy.ttft_s
+            if count > best_value[0] or (
+                count == best_value[0] and total_s < best_value[1] - 1e-12
+            ):
+                best, best_value = near[order[0]], (count, total_s)
+        return best
+
+    def prefill_s(self, new: int, past: int) -> float:
+        """Time to compute ``new`` prompt tokens after ``past`` ones, alone."""
+        timing = self.timing
+        budget = self.pool.max_num_batched_tokens
+        full = (new - 1) // budget if self.policy.forming == CHUNKED else 0
+        rising = min(max(timing.window - past, 0), new)
+        narrow = past * rising + rising * (rising + 1) / 2 + float(new - rising) * timing.window
+        return float(
+            full * continued(timing.tokens_s, budget)
+            + continued(timing.tokens_s, new - full * budget)
+            + (full + 1) * timing.prefill_fixed_s
+            + timing.work_s * (past * new + new * (new + 1) / 2)
+            + timing.window_work_s * narrow
+            + timing.logits_s[1]
+        )
 
     def start_groups(self, budget: int, now_s: float) -> None:
         """Admit held requests group by group."""
@@ -488,8 +536,8 @@ class Engine:
         if not static or not self.running:
             while self.waiting and len(self.running) < self.max_seqs:
                 request = self.waiting[0]
-                hits = self.hits(request)
-                past = min(hits * self.prefix_tokens, request.target - 1)
+                hits = 0 if request.computed else self.hits(request)
+                past = request.computed or min(hits * self.prefix_tokens, request.target - 1)
                 new = request.target - past
                 if not static and tokens and tokens + new > self.pool.max_num_batched_tokens:
                     break

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusched.policies.routing.adaptive import BRANCHES, LEAST_BAD_LOCAL, LOCAL
 from gpusched.sim.gaps import GapHistogram
 
 Floats = NDArray[np.float64]
@@ -32,6 +33,33 @@ class PoolUse:
     kv_peak: float
     """Largest share of a lane's KV blocks in use at any time. An upper bound in prefill pools: a
     long prompt's blocks are counted from its first chunk on, while transfers free others."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundLog:
+    """How the rounds of sessions were placed. Arrays have one entry a request."""
+
+    branch: NDArray[np.int8]
+    """Branch that placed its first prefill: an index into ``policies.routing.adaptive.BRANCHES``."""
+    history_tokens: NDArray[np.int32]
+    """KV tokens of history that the round found on its decode replica."""
+    evicted: NDArray[np.bool_]
+    """Rounds whose history was evicted before they could use it: their whole prompt was computed
+    anew, or sent whole from the prefill replica."""
+    evictions: int
+    """Histories evicted, those that no round asked for again included."""
+
+    @property
+    def local_share(self) -> float:
+        """Share of incremental prefills, those with a history, that ran on their decode replica."""
+        incremental = self.history_tokens > 0
+        local = np.isin(self.branch, (LOCAL, LEAST_BAD_LOCAL))
+        return float(local[incremental].mean()) if incremental.any() else 0.0
+
+    def branch_counts(self, counted: NDArray[np.bool_]) -> dict[str, int]:
+        """Return how many of the counted requests took each branch."""
+        counts = np.bincount(self.branch[counted], minlength=len(BRANCHES))
+        return {name: int(counts[i]) for i, name in enumerate(BRANCHES) if i > 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +93,13 @@ class SimulationResult:
     """Time the kernel took, compilation excluded."""
     notes: tuple[str, ...] = ()
     """What policies assumed, such as a load that they find unstable."""
+    rounds: RoundLog | None = None
+    """Where rounds of sessions were placed one by one."""
+
+    @property
+    def local_prefill_share(self) -> float | None:
+        """Share of incremental prefills that ran where their history was; None where none is kept."""
+        return None if self.rounds is None else self.rounds.local_share
 
     @property
     def ttft_s(self) -> Floats:
@@ -133,7 +168,7 @@ def summarize(result: SimulationResult, *, warmup_s: float = 0.0) -> dict[str, A
     several = done & (result.output_tokens > 1)
     span_s = max(result.makespan_s - warmup_s, 0.0)
     tokens = int(result.output_tokens[done].sum())
-    return {
+    values = {
         "requests": int(counted.sum()),
         "completed": int(done.sum()),
         "rejected": int((counted & result.rejected).sum()),
@@ -153,3 +188,13 @@ def summarize(result: SimulationResult, *, warmup_s: float = 0.0) -> dict[str, A
         "preemptions": int(result.preemptions[counted].sum()),
         "kv_utilization_peak": max((pool.kv_peak for pool in result.pools), default=0.0),
     }
+    if result.rounds is not None:
+        log = result.rounds
+        values["rounds"] = {
+            "incremental_prefills": int((counted & (log.history_tokens > 0)).sum()),
+            "local_prefill_share": result.local_prefill_share,
+            "branches": log.branch_counts(counted),
+            "history_evictions": log.evictions,
+            "histories_missed": int((counted & log.evicted).sum()),
+        }
+    return values

@@ -16,7 +16,7 @@ from gpusched.policies.admission.policy import GATED, STAGGERED
 from gpusched.policies.batching.discipline import LOOK_AHEAD, OPEN, Discipline, discipline
 from gpusched.policies.custom import MAX_PARAMETERS, Compiled, unused
 from gpusched.policies.lengths.predictors import parse_predictor, predict
-from gpusched.policies.routing.choice import PREFIX_AFFINITY, SESSION_AFFINITY
+from gpusched.policies.routing.choice import PER_ROUND, PREFIX_AFFINITY, SESSION_AFFINITY
 from gpusched.policies.routing.policy import RoutingPolicy
 from gpusched.policies.views import Engine, Replica, Request
 from gpusched.policies.views import Fleet as FleetView
@@ -27,7 +27,9 @@ from gpusched.sim.front import front_of
 from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
 from gpusched.sim.grouping import groups_for
 from gpusched.sim.reestimation import Reestimation
-from gpusched.sim.result import Floats, PoolUse, SimulationResult
+from gpusched.sim.result import Floats, PoolUse, RoundLog, SimulationResult
+from gpusched.sim.rounds.loop import run_rounds
+from gpusched.sim.rounds.setup import NO_PREFIX_TOKENS, needs_rounds, rounds_of
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Trace
 
@@ -66,7 +68,7 @@ def simulate(
         InputError: the trace is empty or its block ids do not fit the engines' KV blocks.
     """
     s, rules, firsts, notes = build(fleet, trace, closed_loop=closed_loop, seed=seed)
-    loop = kernel.run if s.coupled is None else run_coupled
+    loop = run_rounds if s.rounds is not None else kernel.run if s.coupled is None else run_coupled
     announce_compilation(loop)
     if not hasattr(loop, "signatures"):
         s = attribute_access(s)
@@ -93,12 +95,17 @@ def simulate(
 def attribute_access(s: state.State) -> state.State:
     """Return the state with records whose fields are attributes in plain Python too, for debugging
     with ``NUMBA_DISABLE_JIT=1``."""
-    records: dict[str, Any] = {
-        name: array.view(np.recarray)
-        for name, array in s._asdict().items()
-        if isinstance(array, np.ndarray) and array.dtype.names
-    }
-    return s._replace(**records)
+
+    def records(part: Any) -> dict[str, Any]:
+        return {
+            name: array.view(np.recarray)
+            for name, array in part._asdict().items()
+            if isinstance(array, np.ndarray) and array.dtype.names
+        }
+
+    if s.rounds is not None:
+        s = s._replace(rounds=s.rounds._replace(**records(s.rounds)))
+    return s._replace(**records(s))
 
 
 def fault(fleet: Fleet, s: state.State) -> str:
@@ -207,6 +214,7 @@ def build(
         prefix = None
     n_blocks = prefix.n_blocks if prefix is not None else 0
 
+    keeps = routing.kind == PER_ROUND
     disciplines = {id(pool): discipline(pool.batching) for pool in fleet.pools}
     disaggregated = any(pool.role == "decode" for pool in fleet.pools)
     requests["predicted"] = predictions(trace, list(disciplines.values()), seed)
@@ -236,7 +244,10 @@ def build(
             pool.data_parallel > 1
             or (disaggregated and pool.role == "mixed")
             or admission.kind in (STAGGERED, GATED)
+            or (keeps and pool.role == "decode")
         )
+        if keeps and pool.role == "decode":
+            engine["prefix_tokens"], engine["prefix_blocks"] = NO_PREFIX_TOKENS, 1
         if prefix is not None and pool.prefix_caching and pool.role != "decode":
             if prefix.block_tokens % pool.block_tokens:
                 raise InputError(
@@ -267,6 +278,7 @@ def build(
     if routing.kind == SESSION_AFFINITY and trace.session_id is not None:
         ids, requests["session"] = np.unique(trace.session_id, return_inverse=True)
         sessions = len(ids)
+    rounds = rounds_of(routing, trace, lanes, requests) if needs_rounds(fleet) else None
     seats = int(engines["max_seqs"].max())
     windowed = any(timing.window > 0 for timing in compiled)
     block_tokens = max(pool.block_tokens for pool in fleet.pools)
@@ -347,6 +359,7 @@ def build(
             [custom[n].row() if n in custom else np.zeros(MAX_PARAMETERS) for n in HOOKS]
         ),
         coupled=True if coupled else None,
+        rounds=rounds,
     )
     s.counters[state.REMAINING] = n
     rules = state.Rules(
@@ -372,6 +385,11 @@ def build(
         notes += (front.note,)
     if routing.kind == SESSION_AFFINITY and not sessions:
         notes += (f"{routing.name}: the trace has no sessions; the least loaded replica is taken",)
+    if keeps and not (requests["follower"] >= 0).any():
+        notes += (
+            f"{routing.name}: no request of the trace follows an answer (a session with think times); "
+            "no history is kept",
+        )
     return s, rules, np.array([first_of[id(pool)] for pool in fleet.pools], np.int64), notes
 
 
@@ -550,4 +568,17 @@ def collect(
         makespan_s=makespan_s,
         wall_s=wall_s,
         notes=notes,
+        rounds=round_log(s),
+    )
+
+
+def round_log(s: state.State) -> RoundLog | None:
+    """Return how the rounds of sessions were placed, where they were."""
+    if s.rounds is None or not s.rounds.settings[0]["keeps"]:
+        return None
+    return RoundLog(
+        branch=s.rounds.branch,
+        history_tokens=s.rounds.history,
+        evicted=s.rounds.evicted,
+        evictions=int(s.rounds.workers["evictions"].sum()),
     )

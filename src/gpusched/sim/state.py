@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ABSENT, WAITING, PREFILL, DECODE, TRANSFER, DONE, REJECTED, PAUSED, HELD = range(9)
+ABSENT, WAITING, PREFILL, DECODE, TRANSFER, DONE, REJECTED, PAUSED, HELD, SHIPPING = range(10)
 """States of a request. ``ABSENT``: not arrived; ``PAUSED``: keeps its KV cache but takes no step;
-``HELD``: not yet given to an engine."""
+``HELD``: not yet given to an engine; ``SHIPPING``: its history is on the way to a prefill engine."""
 
 MIXED, PREFILL_ONLY, DECODE_ONLY = range(3)
 """Roles."""
@@ -137,7 +137,7 @@ ENGINE = np.dtype(
         ("last_decode_s", "f8"),  # when the other decoding requests got their latest token
         # KV blocks
         ("free", "i8"),  # blocks with nothing worth keeping
-        ("evictable", "i8"),  # prefix blocks nobody holds
+        ("evictable", "i8"),  # prefix blocks nobody holds, or KV blocks of histories likewise
         ("lru_head", "i8"),
         ("lru_tail", "i8"),
         # totals
@@ -230,6 +230,83 @@ class Classes(NamedTuple):
     priorities: NDArray[np.float64]
 
 
+SESSION = np.dtype(
+    [
+        ("worker", "i4"),  # decode engine that the session is bound to, or -1
+        ("tokens", "i4"),  # KV tokens of its history kept there
+        ("blocks", "i4"),
+        ("counted", "i4"),  # its part of the worker's ``bound_tokens``
+        ("older", "i4"),  # neighbours in order of last use, where nobody holds the history
+        ("newer", "i4"),
+    ],
+    align=True,
+)
+
+WORKER = np.dtype(
+    [
+        ("oldest", "i8"),  # sessions whose history may be evicted, in order of last use
+        ("newest", "i8"),
+        ("bound_tokens", "i8"),  # contexts of the sessions bound to a decode engine
+        ("queued", "i8"),  # prefills queued or running, and their predicted time
+        ("queue_s", "f8"),
+        ("evictions", "i8"),
+        ("observed", "i8"),  # steps of the leap under way whose tokens are in the window
+        ("window", "i8"),  # prompts looked at by on-time batching; 0 for other disciplines
+        ("ttft_s", "f8"),  # their deadline
+    ],
+    align=True,
+)
+
+ROUND_SETTINGS = np.dtype(
+    [
+        ("keeps", "b1"),  # histories stay on decode engines
+        ("rule", "i8"),
+        ("alpha", "f8"),
+        ("beta", "f8"),
+        ("ttft_s", "f8"),
+        ("itl_s", "f8"),
+        ("window_s", "f8"),
+    ],
+    align=True,
+)
+
+
+class Rounds(NamedTuple):
+    """Sessions whose rounds are placed one by one: see ``sim.rounds``."""
+
+    settings: NDArray[np.void]
+    """One record."""
+    sessions: NDArray[np.void]
+    workers: NDArray[np.void]
+    """A record an engine."""
+    continues: NDArray[np.bool_]
+    """Requests whose prompt begins with all of the round before, of which some KV cache was kept."""
+    relied: NDArray[np.int32]
+    """KV tokens that a request counts on finding on its decode engine."""
+    predicted_s: NDArray[np.float64]
+    """Predicted time of each request's prefill while it is queued."""
+    history: NDArray[np.int32]
+    """KV tokens of history that each round found when it was placed."""
+    branch: NDArray[np.int8]
+    """Branch that placed it: see ``policies.routing.adaptive``."""
+    evicted: NDArray[np.bool_]
+    """Rounds whose history was evicted before they could use it."""
+    totals_s: NDArray[np.float64]
+    """Windows of TTFT on prefill engines and of ITL on decode engines, shape (engines, slots)."""
+    counts: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    remote_s: NDArray[np.float64]
+    """Room for a number an engine."""
+    candidates: NDArray[np.int64]
+    """Room for on-time batching."""
+    durations_s: NDArray[np.float64]
+    deadlines_s: NDArray[np.float64]
+    passed: NDArray[np.int64]
+    elapsed_s: NDArray[np.float64]
+    on_time: NDArray[np.int64]
+    completions_s: NDArray[np.float64]
+
+
 class State(NamedTuple):
     """Everything the kernels read and write."""
 
@@ -317,6 +394,8 @@ class State(NamedTuple):
     coupled: bool | None
     """None where every engine steps for itself and admission holds no request: the compiler then
     leaves out what only other fleets need."""
+    rounds: Rounds | None
+    """None where no round of a session needs a place of its own and prompts go in order."""
 
 
 class Router(NamedTuple):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gpusched.timing.disaggregated_experts import DisaggregatedExperts
 from gpusched.timing.iteration import TimingModel, model_kind
 
 UNCALIBRATED_ERROR = 0.35
@@ -23,7 +24,12 @@ class Assessment:
     warnings: tuple[str, ...]
 
 
-def assess(timing: TimingModel, framework: str, context_tokens: int, batch: int = 1) -> Assessment:
+def assess(
+    timing: TimingModel | DisaggregatedExperts,
+    framework: str,
+    context_tokens: int,
+    batch: int = 1,
+) -> Assessment:
     """Return the error bar of a timing model at a context length and batch size."""
     calibration = timing.coefficients.calibration
     kind = KINDS[model_kind(timing.model)]

@@ -1,9 +1,10 @@
 """Time of one iteration of an engine, for any mix of prefill chunks and decodes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from gpusched.domain.dtypes import KV_BYTES, WEIGHT_BYTES
 from gpusched.domain.gpu import Gpu
 from gpusched.domain.model import GroupedQueryAttention, Model
 from gpusched.domain.parallel import Parallelism
+from gpusched.errors import InputError
 from gpusched.timing.coefficients import Coefficients, coefficients_for
 from gpusched.timing.collectives import all_reduce_s, expert_exchange_s, stage_hop_s
 from gpusched.timing.compiled import CompiledTiming
@@ -30,6 +32,17 @@ LARGEST_GRAPH = 512
 LARGEST_GROUP = 131_072
 """Tokens of all data-parallel units beyond which experts are bound by compute, hence linear."""
 INDEXER_HEADS, INDEXER_DIM = 64, 128
+
+
+class LayerParts(NamedTuple):
+    """Parts of one layer that go by its tokens, seconds, on the GPUs that share its attention."""
+
+    attention_s: Floats
+    """Projections and element-wise work, without what goes by context."""
+    dense_s: Floats
+    """Dense feed-forward; 0 in a model of experts alone."""
+    shared_s: Floats
+    """Router and shared experts; 0 without experts."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +65,26 @@ class TimingModel:
         """Return the part of an iteration that depends on its number of tokens alone."""
         model, p, c = self.model, self.parallelism, self.coefficients
         m = np.asarray(tokens, np.float64)
-        plain_layers = model.layers - model.linear_layers
-        total = plain_layers * self._projections_s(m)
-        if model.linear_attention is not None:
-            total = total + model.linear_layers * self._linear_projections_s(m)
+        total = self._all_projections_s(m)
         dense_layers = model.layers - model.moe_layers
         if dense_layers:
             total = total + dense_layers * self._ffn_s(m, model.ffn_dim)
         if model.moe_layers:
             total = total + model.moe_layers * self._moe_s(m)
-        elementwise = 14.0 * m * model.hidden * ACTIVATION_BYTES
-        per_layer = (
-            c.elementwise_fixed_s
-            + elementwise / (c.elementwise_memory * self.gpu.memory_bytes_per_s)
-            + c.layer_s
-            + c.tp_layer_s * np.log2(p.tp)
-            + 2.0 * all_reduce_s(m * model.hidden * ACTIVATION_BYTES, p.tp, self.gpu, c)
-        )
-        total = total + model.layers * per_layer
+        total = total + model.layers * self._elementwise_s(m)
         if p.pp > 1:
             total = total + (p.pp - 1) * stage_hop_s(m, model.hidden, self.gpu, c)
         return np.where(m > 0, total + c.host_s, 0.0)
+
+    def layer_parts_s(self, tokens: Floats) -> LayerParts:
+        """Return the parts of one layer, mean over layers of several kinds of attention."""
+        model = self.model
+        m = np.asarray(tokens, np.float64)
+        none = np.zeros_like(m)
+        attention_s = self._all_projections_s(m) / model.layers + self._elementwise_s(m)
+        dense_s = self._ffn_s(m, model.ffn_dim) if model.ffn_dim else none
+        shared_s = self._router_and_shared_s(m) if model.moe is not None else none
+        return LayerParts(attention_s, dense_s, shared_s)
 
     def experts_s(self, tokens: Floats) -> Floats:
         """Return the part of ``tokens_s`` that goes by the tokens of all data-parallel units: the
@@ -157,6 +169,24 @@ class TimingModel:
         whole = self.tokens_s(graph_size(b)) + self.logits_s(b) + self.decode_fixed_s
         return np.where(b > 0, whole, 0.0)
 
+    def at_imbalance(self, ratio: float) -> "TimingModel":
+        """Return the engine with a measured or planned imbalance of experts in place of the fitted
+        one: its busiest expert-parallel rank does ``ratio`` times the mean's work.
+
+        Raises:
+            InputError: ``ratio`` is below 1 or the experts are not spread over ranks.
+        """
+        if not 1.0 <= ratio < np.inf:
+            raise InputError(f"expert_imbalance: must be at least 1, got {ratio:g}")
+        if self.model.moe is None or self.parallelism.ep < 2:
+            raise InputError(
+                "expert_imbalance: the engine has no experts spread over ranks; "
+                "set enable_expert_parallel or leave it out"
+            )
+        per_doubling = (ratio - 1.0) / np.log2(self.parallelism.ep)
+        coefficients = replace(self.coefficients, ep_imbalance=float(per_doubling))
+        return replace(self, coefficients=coefficients)
+
     def compile(self, max_tokens: int = 8192, max_seqs: int = 1024) -> CompiledTiming:
         """Return the model as arrays for batches of up to the given sizes."""
         return _compile(self, max_tokens, max_seqs)
@@ -218,6 +248,24 @@ class TimingModel:
             return self._gemm()
         return bf16_gemm_for(self.gpu, self.coefficients)
 
+    def _all_projections_s(self, m: Floats) -> Floats:
+        model = self.model
+        total = (model.layers - model.linear_layers) * self._projections_s(m)
+        if model.linear_attention is not None:
+            total = total + model.linear_layers * self._linear_projections_s(m)
+        return total
+
+    def _elementwise_s(self, m: Floats) -> Floats:
+        p, c = self.parallelism, self.coefficients
+        moved = m * self.model.hidden * ACTIVATION_BYTES
+        return np.asarray(
+            c.elementwise_fixed_s
+            + 14.0 * moved / (c.elementwise_memory * self.gpu.memory_bytes_per_s)
+            + c.layer_s
+            + c.tp_layer_s * np.log2(p.tp)
+            + 2.0 * all_reduce_s(moved, p.tp, self.gpu, c)
+        )
+
     def _projections_s(self, m: Floats) -> Floats:
         a, h, tp, gemm = (
             self.model.attention,
@@ -261,13 +309,16 @@ class TimingModel:
     def _moe_s(self, m: Floats) -> Floats:
         moe, p, c, h = self.model.moe, self.parallelism, self.coefficients, self.model.hidden
         assert moe is not None
-        router = bf16_gemm_for(self.gpu, c).time_s(m, moe.experts, h)
-        total = router + self._routed_experts_s(m * p.dp)
-        if moe.shared_dim:
-            total = total + self._ffn_s(m, moe.shared_dim)
+        total = self._router_and_shared_s(m) + self._routed_experts_s(m * p.dp)
         if p.dp > 1:
             total = total + expert_exchange_s(m / p.tp, h, moe.top_k, p.ep, self.gpu, c)
         return np.asarray(total)
+
+    def _router_and_shared_s(self, m: Floats) -> Floats:
+        moe, h = self.model.moe, self.model.hidden
+        assert moe is not None
+        router = bf16_gemm_for(self.gpu, self.coefficients).time_s(m, moe.experts, h)
+        return router + self._ffn_s(m, moe.shared_dim) if moe.shared_dim else router
 
     def _routed_experts_s(self, group: Floats) -> Floats:
         moe, p, c, h = self.model.moe, self.parallelism, self.coefficients, self.model.hidden

@@ -1,6 +1,6 @@
 """What fits into a GPU's memory: weights, working space and the KV cache that is left."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpusched.domain.dtypes import KV_BYTES, WEIGHT_BYTES
 from gpusched.domain.engine import EngineSettings
@@ -89,3 +89,33 @@ def memory(
         kv_bytes_per_token=per_layer * model.full_attention_layers,
         sequence_bytes=windows + state,
     )
+
+
+def disaggregated_memory(
+    model: Model,
+    gpu: Gpu,
+    attention_gpus: int,
+    expert_gpus: int,
+    engine: EngineSettings,
+    *,
+    weights_dtype: str,
+    kv_cache_dtype: str,
+    max_num_batched_tokens: int,
+) -> tuple[Memory, float]:
+    """Return how an attention GPU's memory divides where experts have GPUs of their own, and the bytes
+    that an expert GPU needs for weights and tokens in flight."""
+    assert model.moe is not None
+    expert_bytes = WEIGHT_BYTES[weights_dtype] * model.expert_parameters
+    own = -(-max_num_batched_tokens // attention_gpus)
+    alone = memory(
+        model, gpu, Parallelism(), engine, weights_dtype=weights_dtype,
+        kv_cache_dtype=kv_cache_dtype, max_num_batched_tokens=own,
+    )  # fmt: skip
+    routed = model.moe_layers * model.moe.experts * expert_bytes
+    held = model.moe_layers * -(-model.moe.experts // expert_gpus) * expert_bytes
+    in_flight = 2.0 * max_num_batched_tokens * model.moe.top_k / expert_gpus
+    in_flight *= 2.0 * model.hidden + 2.0 * model.moe.expert_dim
+    attention = replace(
+        alone, weights_bytes=alone.weights_bytes - routed, kv_bytes=alone.kv_bytes + routed
+    )
+    return attention, held + in_flight + 0.6 * GIB + GRAPHS_BYTES

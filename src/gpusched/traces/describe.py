@@ -48,9 +48,14 @@ def describe(trace: Trace) -> dict[str, Any]:
 
 def ideal_hit_ratio(trace: Trace) -> float:
     """Return the share of prompt tokens whose leading blocks were all seen in earlier requests."""
+    return float(ideal_hits(trace).sum() / trace.prompt_tokens.sum())
+
+
+def ideal_hits(trace: Trace) -> NDArray[np.int64]:
+    """Return each request's prompt tokens whose leading blocks were all seen in earlier requests."""
     prefix = trace.prefix
     if prefix is None or not prefix.n_blocks:
-        return 0.0
+        return np.zeros(len(trace), np.int64)
     lengths = np.diff(prefix.offsets)
     rows = np.repeat(np.arange(len(trace)), lengths)
     first_row = np.full(prefix.n_blocks, len(trace), np.int64)
@@ -59,8 +64,7 @@ def ideal_hit_ratio(trace: Trace) -> float:
     position = np.arange(len(rows)) - np.repeat(prefix.offsets[:-1], lengths)
     first_miss = lengths.copy()
     np.minimum.at(first_miss, rows[~seen], position[~seen])
-    hits = np.minimum(first_miss * prefix.block_tokens, trace.prompt_tokens)
-    return float(hits.sum() / trace.prompt_tokens.sum())
+    return np.asarray(np.minimum(first_miss * prefix.block_tokens, trace.prompt_tokens))
 
 
 def against(trace: Trace, profile: Profile) -> dict[str, Any]:

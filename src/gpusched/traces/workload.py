@@ -10,6 +10,7 @@ from gpusched.domain.workload import Workload
 from gpusched.errors import InputError, unknown_name
 from gpusched.traces.generate import generate
 from gpusched.traces.read import read_trace
+from gpusched.traces.sessions import sessions_from_prefixes
 from gpusched.traces.trace import Trace
 
 
@@ -34,6 +35,8 @@ def load_workload(workload: Workload, slo: SloClasses, *, seed: int = 0) -> Trac
             cv=workload.cv,
             seed=seed,
         )
+    if workload.rounds is not None and trace.session_id is None and trace.prefix is not None:
+        trace = sessions_from_prefixes(trace)
     whole = trace
     if workload.start_s or workload.end_s is not None:
         trace = trace.slice_time(workload.start_s, workload.end_s)

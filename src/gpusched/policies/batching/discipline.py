@@ -10,6 +10,7 @@ from typing import Any
 
 from gpusched.errors import InputError, unknown_name
 from gpusched.policies.batching import order as orders
+from gpusched.policies.batching.on_time import LONGEST
 from gpusched.policies.custom import Batching, Compiled, compile_function, is_custom, load, split
 from gpusched.policies.custom import settings as split_settings
 
@@ -71,6 +72,11 @@ class Discipline:
     reestimate_s: float = 30.0
     """How often groups are set anew by the traffic seen so far; 0 to set them once from all of the
     trace, its future included."""
+    window: int = 0
+    """First waiting prompts among which the next is chosen so that most meet their deadline; 0 to
+    take them as the order says."""
+    ttft_s: float = 2.0
+    """Their deadline, from arrival; a plan's own bound on TTFT where it has one."""
     thresholds: str = "auto"
     """The groups' thresholds, such as ``4/1``, groups being set from all of the trace; ``auto``
     to have them chosen."""
@@ -132,6 +138,8 @@ _ALL = (
     Discipline("wait", "start requests of like length in groups of a threshold size", gate=GROUPED,
                predictor="quantile:0.5",
                parameters=("predictor", *_GROUPING)),
+    Discipline("on-time", "of the first few prompts, the order in which most answer by their deadline "
+               "(AMPD); for prefill replicas", window=3, parameters=("window", "ttft_s")),
     Discipline("nested-wait", "start and go on in groups, by decode progress; no predictions",
                gate=GROUPED, parameters=_GROUPING),
 )  # fmt: skip
@@ -153,6 +161,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "hold_s": (0.0, 1e6),
     "cap": (0, 1e6),
     "reestimate_s": (0.0, 1e6),
+    "window": (1, LONGEST),
+    "ttft_s": (0.0, 1e6),
 }
 
 

@@ -5,9 +5,10 @@ The simulator's kernel keeps the same queues in flat arrays; both call the same 
 """
 
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from itertools import islice, takewhile
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from gpusched.policies.batching.discipline import CUSTOM, GROUPED, LOOK_AHEAD, D
 from gpusched.policies.batching.estimation import Groups
 from gpusched.policies.batching.groups import allowance, group_of_length, group_of_progress
 from gpusched.policies.batching.lookahead import discard, insert, shortfall
+from gpusched.policies.batching.on_time import SETS, next_on_time
 from gpusched.policies.custom import Compiled
 from gpusched.policies.views import Engine, Request
 
@@ -33,6 +35,8 @@ class _Entry:
     group: int = 0
     planned_end: int = 0
     planned_base: int = 0
+    passed: int = 0
+    """Times that on-time batching let another go first."""
 
 
 class LiveQueue:
@@ -48,7 +52,8 @@ class LiveQueue:
 
     A discipline that starts groups needs them; ``groups`` may be set anew at any time as an
     estimator learns, their number fixed. Groups of decode progress hold requests at the entry only:
-    no engine pauses those that run.
+    no engine pauses those that run. On-time batching needs ``prefill_s``, the predicted time of a
+    request's prefill alone.
     """
 
     def __init__(
@@ -58,10 +63,16 @@ class LiveQueue:
         *,
         block_tokens: int = 16,
         groups: Groups | None = None,
+        prefill_s: Callable[[Request], float] | None = None,
     ) -> None:
         if policy.gate == GROUPED and groups is None:
             raise InputError(f"batching policy {policy.name} needs groups, see GroupEstimator")
+        if policy.window and prefill_s is None:
+            raise InputError(
+                f"batching policy {policy.name} needs prefill_s, the time of a prefill"
+            )
         self.policy = policy
+        self.prefill_s = prefill_s
         self.limit_tokens = int((1.0 - policy.margin) * (kv_tokens // block_tokens)) * block_tokens
         self.block_slack = block_tokens - 1
         self.groups = groups
@@ -76,6 +87,7 @@ class LiveQueue:
         self._sizes = [0] * count
         self._ends = np.zeros((1, MOST_RESIDENTS), np.int64)
         self._bases = np.zeros((1, MOST_RESIDENTS), np.int64)
+        self._room = (np.zeros(SETS), np.zeros(SETS, np.int64), np.zeros(SETS))
         self._residents = 0
         self._iteration = 0
         self._budget = 0
@@ -115,6 +127,9 @@ class LiveQueue:
         if self.policy.gate == GROUPED:
             yield from self._group_candidates(engine.now_s)
             return
+        if self.policy.window:
+            yield from self._on_time_candidates(engine.now_s)
+            return
         passed: list[Hashable] = []
         while self._budget > 0 and (key := self._pop_first()) is not None:
             if self._gate_open(self.waiting[key], engine):
@@ -142,6 +157,9 @@ class LiveQueue:
             self._lists[0 if self._by_progress else entry.group].remove(key)
             self._sizes[entry.group] += 1
         elif self.policy.order == orders.FCFS:
+            if self.policy.window:
+                for other in takewhile(lambda other: other != key, self._line):
+                    self.waiting[other].passed += 1
             self._line.remove(key)
         else:
             heappop(self._heap)
@@ -264,6 +282,21 @@ class LiveQueue:
             last, self.limit_tokens, self.block_slack,
         )  # fmt: skip
         return bool(delay == 0)
+
+    def _on_time_candidates(self, now_s: float) -> Iterator[Hashable]:
+        assert self.prefill_s is not None
+        while self._budget > 0 and self._line:
+            keys = list(islice(self._line, self.policy.window))
+            entries = [self.waiting[key] for key in keys]
+            first = next_on_time(
+                np.array([self.prefill_s(entry.request) for entry in entries]),
+                np.array([entry.request.arrival_s + self.policy.ttft_s for entry in entries]),
+                np.array([entry.passed for entry in entries]),
+                len(keys), self.policy.window, now_s, *self._room,
+            )  # fmt: skip
+            yield keys[first]
+            if keys[first] in self.waiting:
+                return
 
     def _group_candidates(self, now_s: float) -> Iterator[Hashable]:
         groups = self.groups

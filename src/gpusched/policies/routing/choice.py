@@ -25,7 +25,9 @@ from gpusched.compilation import kernel
     SESSION_AFFINITY,
     LEXICOGRAPHIC,
     CUSTOM,
-) = range(9)
+    PER_ROUND,
+) = range(10)
+"""``PER_ROUND``: each round of a session by where its history is, see ``adaptive``."""
 
 SLACK_REQUESTS = 8.0
 FACTOR = 1.5

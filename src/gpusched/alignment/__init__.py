@@ -1,0 +1,1 @@
+"""Training on several objectives at once: one update from many advantages."""

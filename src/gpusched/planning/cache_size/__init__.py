@@ -1,0 +1,1 @@
+"""How much of a prompt cache to hold in each hour, by the carbon it costs and saves."""

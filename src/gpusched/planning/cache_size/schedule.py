@@ -1,0 +1,235 @@
+"""The size of the cache in each interval: least carbon with enough requests in time.
+
+One size an interval is chosen under one row over all intervals, a multiple-choice knapsack. With a
+price on lateness the intervals fall apart (or chain up, where changing the size costs), so bisection
+on the price gives an answer and a bound; HiGHS closes what gap is left.
+"""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusched.errors import InfeasibleError, InputError
+from gpusched.planning.cache_size.carbon import CacheChoices
+from gpusched.solve.milp import Program
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+BISECTIONS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSchedule:
+    """A size for each interval."""
+
+    size: Ints
+    """Index into the sizes, shape (intervals,)."""
+    sizes_tb: Floats
+    """Shape (intervals,)."""
+    carbon_g: float
+    """With the cost of changing the size, if any."""
+    bound_g: float
+    """No schedule that meets the objective emits less."""
+    attainment: float
+    """Share of all requests that meet their objectives."""
+    method: str
+    seconds: float
+
+
+def schedule_cache(
+    choices: CacheChoices,
+    attainment: float = 0.9,
+    *,
+    each_interval: bool = False,
+    change_g_per_tb: float = 0.0,
+    start_tb: float | None = None,
+    method: Literal["auto", "price", "milp"] = "auto",
+    time_limit_s: float = 30.0,
+) -> CacheSchedule:
+    """Return the sizes of least carbon at which ``attainment`` of the requests meet their objectives,
+    over all intervals together or in ``each_interval`` alone.
+
+    ``change_g_per_tb`` is charged for every terabyte added or given up, the first from ``start_tb``.
+    ``price`` is the Lagrangian alone, ``milp`` HiGHS alone, ``auto`` HiGHS where the Lagrangian
+    leaves a gap.
+
+    Raises:
+        InfeasibleError: no choice of sizes reaches the attainment; says which it would reach.
+        InputError: the attainment is no share.
+    """
+    if not 0 <= attainment <= 1:
+        raise InputError(f"attainment: must lie in 0 to 1, got {attainment}")
+    begun = perf_counter()
+    carbon = choices.carbon_g
+    reached = choices.attainment
+    if each_interval:
+        best = reached.max(axis=1)
+        if (best < attainment).any():
+            worst = int(best.argmin())
+            raise InfeasibleError(
+                f"interval {worst}: at most {best[worst]:.1%} of the requests meet their objectives "
+                f"at any cache size, {attainment:.1%} are asked; lower the attainment to "
+                f"{best.min():.3f} or add GPUs"
+            )
+        carbon = np.where(reached >= attainment, carbon, np.inf)
+    share = choices.requests / max(choices.requests.sum(), 1e-300)
+    gain = share[:, None] * reached
+    most = float(gain.max(axis=1).sum())
+    if most < attainment - 1e-12:
+        raise InfeasibleError(
+            f"at most {most:.1%} of the requests meet their objectives at any cache sizes, "
+            f"{attainment:.1%} are asked; lower the attainment to {most:.3f} or add GPUs"
+        )
+    change = _change(choices.sizes_tb, change_g_per_tb)
+    first = np.zeros(len(choices.sizes_tb))
+    if start_tb is not None:
+        first = change_g_per_tb * np.abs(choices.sizes_tb - start_tb)
+    asked = 0.0 if each_interval else attainment
+    if method == "milp":
+        size, bound, used = *_milp(carbon, gain, asked, change, first, time_limit_s), "HiGHS"
+    else:
+        size, bound = _priced(carbon, gain, asked, change, first)
+        used = "price on lateness"
+        if method == "auto" and _total(carbon, change, first, size) > bound * (1 + 1e-9) + 1e-9:
+            size, bound = _milp(carbon, gain, asked, change, first, time_limit_s)
+            used = "HiGHS"
+    rows = np.arange(len(size))
+    return CacheSchedule(
+        size,
+        choices.sizes_tb[size],
+        _total(carbon, change, first, size),
+        bound,
+        float(gain[rows, size].sum()),
+        used,
+        perf_counter() - begun,
+    )
+
+
+def _change(sizes_tb: Floats, g_per_tb: float) -> Floats | None:
+    if g_per_tb == 0:
+        return None
+    return np.asarray(g_per_tb * np.abs(sizes_tb[:, None] - sizes_tb[None, :]))
+
+
+def _total(carbon: Floats, change: Floats | None, first: Floats, size: Ints) -> float:
+    total = carbon[np.arange(len(size)), size].sum() + first[size[0]]
+    if change is not None:
+        total += change[size[:-1], size[1:]].sum()
+    return float(total)
+
+
+def _priced(
+    carbon: Floats, gain: Floats, asked: float, change: Floats | None, first: Floats
+) -> tuple[Ints, float]:
+    """Bisect the price of a missed objective; return the cheapest feasible sizes and the bound."""
+    rows = np.arange(len(carbon))
+
+    def cheapest(price: float) -> tuple[Ints, float]:
+        size = _path(carbon - price * gain, change, first)
+        value = _total(carbon, change, first, size) - price * (gain[rows, size].sum() - asked)
+        return size, value
+
+    size, bound = cheapest(0.0)
+    if gain[rows, size].sum() >= asked - 1e-12:
+        return size, bound
+    finite = carbon[np.isfinite(carbon)]
+    low, high = 0.0, 1.0 + np.ptp(finite) * len(carbon)
+    best, value = cheapest(high)
+    while gain[rows, best].sum() < asked - 1e-12:
+        high *= 16
+        best, value = cheapest(high)
+        if high > 1e30:
+            best = gain.argmax(axis=1).astype(np.int64)
+            break
+    bound = max(bound, value)
+    for _ in range(BISECTIONS):
+        price = (low + high) / 2
+        size, value = cheapest(price)
+        bound = max(bound, value)
+        if gain[rows, size].sum() >= asked - 1e-12:
+            high = price
+            if _total(carbon, change, first, size) <= _total(carbon, change, first, best):
+                best = size
+        else:
+            low = price
+    return _repaired(best, carbon, gain, asked, change, first), bound
+
+
+def _path(cost: Floats, change: Floats | None, first: Floats) -> Ints:
+    """Return the cheapest size for each interval; a shortest path where changes cost."""
+    if change is None and not first.any():
+        return np.asarray(cost.argmin(axis=1), np.int64)
+    hop = change if change is not None else np.zeros((cost.shape[1],) * 2)
+    value = cost[0] + first
+    back = np.zeros(cost.shape, np.int64)
+    for t in range(1, len(cost)):
+        through = value[:, None] + hop
+        back[t] = through.argmin(axis=0)
+        value = through.min(axis=0) + cost[t]
+    size = np.empty(len(cost), np.int64)
+    size[-1] = int(value.argmin())
+    for t in range(len(cost) - 1, 0, -1):
+        size[t - 1] = back[t, size[t]]
+    return size
+
+
+def _repaired(
+    size: Ints, carbon: Floats, gain: Floats, asked: float, change: Floats | None, first: Floats
+) -> Ints:
+    """Move single intervals to cheaper sizes while enough requests stay in time."""
+    size = size.copy()
+    rows = np.arange(len(size))
+    while True:
+        slack = gain[rows, size].sum() - asked
+        now = _total(carbon, change, first, size)
+        best, move = now - 1e-12, None
+        for t in range(len(size)):
+            for s in range(carbon.shape[1]):
+                if s == size[t] or gain[t, size[t]] - gain[t, s] > slack + 1e-12:
+                    continue
+                trial = size.copy()
+                trial[t] = s
+                value = _total(carbon, change, first, trial)
+                if value < best:
+                    best, move = value, (t, s)
+        if move is None:
+            return size
+        size[move[0]] = move[1]
+
+
+def _milp(
+    carbon: Floats,
+    gain: Floats,
+    asked: float,
+    change: Floats | None,
+    first: Floats,
+    time_limit_s: float,
+) -> tuple[Ints, float]:
+    """Solve (D-1) to (D-7) with HiGHS."""
+    intervals, sizes = carbon.shape
+    allowed = np.isfinite(carbon)
+    cost = np.where(allowed, carbon, 0.0)
+    cost[0] += first
+    program = Program()
+    chosen = program.variables((intervals, sizes), cost=cost, upper=allowed, integer=True)
+    program.rows(np.arange(intervals)[:, None], chosen, 1.0, lower=1.0, upper=1.0)
+    program.row(chosen.ravel(), gain.ravel(), lower=asked)
+    if change is not None and intervals > 1:
+        step = change[0] / max(change[0, -1], 1e-300)
+        moved = program.variables(intervals - 1, cost=float(change[0, -1]))
+        for sign in (1.0, -1.0):
+            row = np.arange(intervals - 1)
+            at = np.concatenate([np.repeat(row, sizes), np.repeat(row, sizes), row])
+            of = np.concatenate([chosen[1:].ravel(), chosen[:-1].ravel(), moved])
+            ends = np.tile(sign * step, intervals - 1)
+            worth = np.concatenate([ends, -ends, -np.ones(intervals - 1)])
+            program.rows(at, of, worth, upper=0.0)
+    solution = program.solve(time_limit_s=time_limit_s, relative_gap=1e-9)
+    if not len(solution.values):
+        size, bound = _priced(carbon, gain, asked, change, first)
+        return size, max(bound, solution.bound)
+    size = solution.values[: intervals * sizes].reshape(intervals, sizes).argmax(axis=1)
+    return size.astype(np.int64), solution.bound

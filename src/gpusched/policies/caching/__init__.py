@@ -1,0 +1,1 @@
+"""Which cached prefix goes when room is needed."""

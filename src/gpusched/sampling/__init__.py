@@ -1,0 +1,1 @@
+"""Decisions for one answer: how often to sample, whom to ask, which candidate to give."""

@@ -1,0 +1,1 @@
+"""Decoding block by block towards the best worst value of several objectives."""

@@ -1,0 +1,1 @@
+"""Requests over chains of servers that hold the blocks of one model."""

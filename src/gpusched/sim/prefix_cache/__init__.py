@@ -1,0 +1,1 @@
+"""A prefix cache over memory tiers, replayed on a trace without engines."""
