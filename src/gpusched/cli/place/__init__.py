@@ -6,10 +6,6 @@ app = typer.Typer(
     help="Place layers, blocks or experts of a model on machines.", no_args_is_help=True
 )
 
-from gpusched.cli.place import (
-    blocks,
-    layers,  # noqa: F401
-)
+from gpusched.cli.place import blocks, experts, layers  # noqa: E402, F401
 
 app.command("blocks")(blocks.place_blocks)
-from gpusched.cli.place import experts  # noqa: E402, F401

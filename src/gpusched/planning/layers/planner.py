@@ -1,7 +1,7 @@
 """From a spec to a plan that lays one model's layers over unequal nodes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from time import perf_counter
 from typing import Any, Literal
@@ -9,41 +9,32 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.domain.placement import FRONT, Flow, LayerPlacement, NodeLayers
+from gpusched.domain.placement import FRONT
 from gpusched.domain.plan import Alternative, Certificate, Plan, Provenance
 from gpusched.domain.spec import Spec
 from gpusched.errors import InfeasibleError
 from gpusched.planning.layers.bounds import Bound, upper_bound
 from gpusched.planning.layers.candidates import Candidate, candidates
 from gpusched.planning.layers.check import check_placement
+from gpusched.planning.layers.feasible import check_feasible, merged
 from gpusched.planning.layers.flow import Network, network_of, solve_flow
 from gpusched.planning.layers.improve import improve
-from gpusched.planning.layers.spread import spread_flow
+from gpusched.planning.layers.judge import SMALLEST_FLOW, Judge, Trial
 from gpusched.planning.layers.throughput import Workload, throughput
 from gpusched.sim.pipelines.deploy import plan_machines, plan_metrics, simulate_plan
 from gpusched.sim.pipelines.result import PipelineResult
 from gpusched.timing.machines import Machines, Placement
-from gpusched.traces.trace import Trace
 from gpusched.traces.workload import load_workload
 
 Floats = NDArray[np.float64]
 
 Rank = Literal["simulation", "flow"]
 
-RANKED_REQUESTS = 1000
-"""Requests of the trace on which placements are compared."""
-FINALISTS = 3
-"""Placements that local search starts from."""
-ATTEMPTS = 50
-"""Placements that it tries from each."""
 FLOW_ATTEMPTS = 3000
-"""Placements that it tries where only the flow counts."""
+"""Placements that local search tries where only the flow counts."""
 TIME_LIMIT_S = 60.0
 ROUTERS = ("iwrr", "swarm", "shortest-queue")
 """Policies tried on the chosen placement."""
-LATENCY_WEIGHT = 0.1
-"""Of short answers against requests that meet their objectives."""
-SMALLEST_FLOW = 1e-6
 MOST_ALTERNATIVES = 12
 CUT_SHORT = (
     "the time limit ended the search: this is the best plan so far, and another run may find another; "
@@ -60,24 +51,7 @@ class LayerAnswer:
     machines: Machines
     placement: Placement
     flows: Floats
-    trials: tuple["Trial", ...]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A placement and what its simulation gave."""
-
-    candidate: Candidate
-    flows: Floats
-    figures: dict[str, Any]
-    score: float
-    routing: str = "iwrr"
-
-    @property
-    def depth(self) -> int:
-        """Stages: distinct first layers."""
-        placement = self.candidate.placement
-        return len(np.unique(placement.first[placement.count > 0]))
+    trials: tuple[Trial, ...]
 
 
 def place_layers(
@@ -155,83 +129,6 @@ def place_layers(
     )
 
 
-class Judge:
-    """Simulates placements on the first requests of a trace."""
-
-    def __init__(self, draft: Plan, network: Network, trace: Trace, seed: int) -> None:
-        self.draft, self.network, self.seed = draft, network, seed
-        self.trace = trace.take(np.arange(min(RANKED_REQUESTS, len(trace))))
-        self.simulated = 0
-        self.cut_short = False
-        """Whether the time limit ended the search."""
-
-    def plan_of(self, candidate: Candidate, flows: Floats, routing: str = "iwrr") -> Plan:
-        """Return the draft with a placement and its flows."""
-        placed = layer_placement(self.network, candidate.placement, flows)
-        placed = placed.model_copy(
-            update={"partial_inference": candidate.partial_inference, "routing": routing}
-        )
-        return self.draft.model_copy(update={"layers": placed})
-
-    def trial(self, candidate: Candidate, routing: str = "iwrr") -> Trial:
-        """Simulate a placement and score it: the share of requests that meet their objectives, then
-        how soon answers end."""
-        _, flows = spread_flow(
-            self.network, candidate.placement, partial_inference=candidate.partial_inference
-        )
-        plan = self.plan_of(candidate, flows, routing)
-        result = simulate_plan(plan, self.trace, seed=self.seed)
-        figures = plan_metrics(plan, self.trace, result)
-        self.simulated += 1
-        mean_s = figures["e2e_s"]["mean"] if figures["completed"] else np.inf
-        served = figures["completed"] / max(figures["requests"], 1)
-        prompt = LATENCY_WEIGHT * served / (1 + mean_s / 60)
-        return Trial(candidate, flows, figures, figures["slo_attainment"] + prompt, routing)
-
-    def search(
-        self, found: list[Candidate], until: float, progress: Callable[[str], None]
-    ) -> list[Trial]:
-        """Simulate all candidates, then climb from the best ones until the time is up."""
-        trials: list[Trial] = []
-        for candidate in found:
-            if trials and perf_counter() > until:
-                self.cut_short = True
-                break
-            trials.append(self.trial(candidate))
-            progress(f"{len(trials)} of {len(found)} placements simulated")
-        starts = sorted(trials, key=lambda trial: -trial.score)[:FINALISTS]
-        for turn, start in enumerate(starts):
-            left = (until - perf_counter()) / (len(starts) - turn)
-            self.cut_short |= left <= 0
-            if left > 0 and not start.candidate.partial_inference:
-                trials += self._climb(start, self.seed + turn, left, progress)
-        return trials
-
-    def _climb(
-        self, start: Trial, seed: int, time_limit_s: float, progress: Callable[[str], None]
-    ) -> list[Trial]:
-        """Improve a placement, and return the best one found if it is better."""
-        best = start
-
-        def score(placement: Placement) -> float:
-            nonlocal best
-            flow = solve_flow(self.network, placement).tokens_per_s
-            if flow <= 0:
-                return -np.inf
-            trial = self.trial(Candidate(f"improved: {start.candidate.name}", placement, flow))
-            best = trial if trial.score > best.score else best
-            progress(f"local search, {self.simulated} placements simulated")
-            return trial.score
-
-        placement = start.candidate.placement
-        begun = perf_counter()
-        improve(
-            self.network, placement, score, seed=seed, time_limit_s=time_limit_s, attempts=ATTEMPTS
-        )
-        self.cut_short |= perf_counter() - begun >= time_limit_s
-        return [best] if best is not start else []
-
-
 def polished(network: Network, candidate: Candidate, seed: int, time_limit_s: float) -> Candidate:
     """Return a candidate after local search for more flow, stages no longer kept."""
     placement, flow = improve(
@@ -244,75 +141,6 @@ def polished(network: Network, candidate: Candidate, seed: int, time_limit_s: fl
     if flow <= candidate.tokens_per_s * (1 + 1e-9):
         return candidate
     return Candidate(f"improved: {candidate.name}", placement, flow, candidate.partial_inference)
-
-
-def merged(machines: Machines) -> Machines:
-    """Return machines with equal kinds made one."""
-    kinds = list({id(kind): kind for kind in machines.kinds}.values())
-    index = {id(kind): i for i, kind in enumerate(kinds)}
-    of = np.array([index[id(kind)] for kind in machines.kinds], np.int64)
-    return replace(machines, kinds=tuple(kinds), kind_of=of[machines.kind_of])
-
-
-def check_feasible(network: Network, model: str) -> None:
-    """Check that the nodes hold the model and that links reach enough of them.
-
-    Raises:
-        InfeasibleError: names the nodes and what they lack.
-    """
-    machines, n = network.machines, network.n
-    layers, most = machines.layers, np.minimum(network.most, network.machines.layers)
-    if most.sum() < layers:
-        by_kind = ", ".join(
-            f"{int((machines.kind_of == kind).sum())} of {profile.kind} hold "
-            f"{min(profile.most_layers, layers)} each"
-            for kind, profile in enumerate(machines.kinds)
-        )
-        raise InfeasibleError(
-            f"memory: {model} has {layers} layers, and the nodes hold {int(most.sum())} at most "
-            f"beside their KV cache ({by_kind}); add nodes, or choose a smaller weights_dtype"
-        )
-    linked = network.links > 0
-    reached = _reach(linked, n)[:n] & _reach(linked.T, n)[:n]
-    if most[reached].sum() >= layers:
-        return
-    lost = [name for name, ok in zip(machines.names, reached, strict=True) if not ok]
-    inside = [name for name, ok in zip(machines.names, reached, strict=True) if ok]
-    shown = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
-    raise InfeasibleError(
-        f"links: no link that carries anything joins {shown} to the front and the "
-        f"{len(inside)} nodes on its side, which hold {int(most[reached].sum())} of the {layers} "
-        f"layers of {model}; raise network.links or network.regions_gbps above 0 there"
-    )
-
-
-def _reach(linked: NDArray[np.bool_], start: int) -> NDArray[np.bool_]:
-    seen = np.zeros(len(linked), np.bool_)
-    seen[start] = True
-    todo = [start]
-    while todo:
-        new = linked[todo.pop()] & ~seen
-        seen |= new
-        todo += np.flatnonzero(new).tolist()
-    return seen
-
-
-def layer_placement(network: Network, placement: Placement, flows: Floats) -> LayerPlacement:
-    """Return a placement as a plan's section."""
-    names = [*network.machines.names, FRONT]
-    origin, to = np.nonzero(flows > SMALLEST_FLOW * max(float(flows.max()), 1e-12))
-    used = np.flatnonzero(placement.count)
-    order = used[np.lexsort((used, placement.first[used]))]
-    return LayerPlacement(
-        nodes=tuple(
-            NodeLayers(node=names[i], first=int(placement.first[i]), layers=int(placement.count[i]))
-            for i in order
-        ),
-        flows=tuple(
-            Flow(ends=(names[i], names[j]), tokens_per_s=round(float(flows[i, j]), 6))
-            for i, j in zip(origin, to, strict=True)
-        ),
-    )
 
 
 def verify(network: Network, candidate: Candidate) -> list[str]:
