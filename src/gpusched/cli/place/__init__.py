@@ -2,10 +2,11 @@
 
 import typer
 
+from gpusched.cli.place import blocks, experts, layers
+
 app = typer.Typer(
     help="Place layers, blocks or experts of a model on machines.", no_args_is_help=True
 )
-
-from gpusched.cli.place import blocks, experts, layers  # noqa: E402, F401
-
-app.command("blocks")(blocks.place_blocks)
+app.command("layers")(layers.layers)
+app.command("blocks")(blocks.blocks)
+app.command("experts")(experts.experts)

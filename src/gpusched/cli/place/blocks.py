@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gpusched.timing.chains import Placed
 
 
-def place_blocks(
+def blocks(
     spec: Annotated[Path, typer.Argument(help="YAML or JSON file with the question.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the plan: .yaml or .json.")

@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpusched.cli.place import app
-
 if TYPE_CHECKING:
     from gpusched.moe.answer import Answer
 
 
-@app.command("experts")
 def experts(
     spec: Annotated[Path, typer.Argument(help="YAML or JSON file with the question.")],
     output: Annotated[

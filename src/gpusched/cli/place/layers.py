@@ -6,10 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gpusched.cli.place import app
 
-
-@app.command("layers")
 def layers(
     spec: Annotated[Path, typer.Argument(help="YAML or JSON file with the question.")],
     output: Annotated[
