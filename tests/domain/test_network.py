@@ -3,7 +3,7 @@ import pytest
 from pydantic import ValidationError
 
 from gpusched.domain.cluster import Cluster
-from gpusched.domain.network import link_matrices
+from gpusched.domain.links import link_matrices
 
 NODES = [
     {"gpu": "h100_sxm", "count": 2, "region": "us-east"},

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from gpusched.domain.catalog import load_gpu
 from gpusched.domain.document import Section
 from gpusched.domain.gpu import Gpu
-from gpusched.domain.network import Network, places
+from gpusched.domain.network import Network
 from gpusched.errors import InputError, unknown_name
 
 LIFETIME_HOURS = 5 * 365.25 * 24
@@ -87,7 +87,7 @@ class Cluster(Section):
     def _check_network(self) -> None:
         if sum(group.count for group in self.nodes) > 10_000:
             raise ValueError("network: links between single nodes are for 10,000 nodes at most")
-        front, known = self.network.front, places(self)
+        front, known = self.network.front, self.places
         regions = [name for name, kind in known.items() if kind == "region"]
         if front is not None and front not in regions:
             raise ValueError("network.front: " + unknown_name("region", front, regions))
@@ -109,6 +109,14 @@ class Cluster(Section):
             for index, group in enumerate(self.nodes)
             for number in range(group.count)
         ]
+
+    @property
+    def places(self) -> dict[str, str]:
+        """What a link may name, and what it is: region, group of nodes, node, or the front."""
+        known = {group.region: "region" for group in self.nodes}
+        known |= {self.group_name(index): "group" for index in range(len(self.nodes))}
+        known |= dict.fromkeys(self.node_names, "node")
+        return known | {"front": "front"}
 
     @property
     def total_gpus(self) -> int:

@@ -20,9 +20,10 @@ from gpusched.planning.candidates import fitting_engines
 from gpusched.planning.rounds.baselines import baseline_spec
 from gpusched.planning.rounds.even_split import even_split
 from gpusched.planning.rounds.load import RoundLoad, round_load
+from gpusched.planning.rounds.problem import SplitProblem
 from gpusched.planning.rounds.proposals import deployment_of
 from gpusched.planning.rounds.search import RoundsSearch
-from gpusched.planning.rounds.split import Split, SplitProblem, best_split, capacity_of
+from gpusched.planning.rounds.split import Split, best_split, capacity_of
 from gpusched.planning.rounds.workers import Kind, split_problem, worker_kinds
 from gpusched.planning.search import Scored
 from gpusched.report.svg import Line, line_chart

@@ -18,13 +18,13 @@ from gpusched.alignment.combine import combine
 from gpusched.alignment.normalise import group_advantages
 from gpusched.report.svg import Line, line_chart
 from gpusched.reproduce.claim import Claim, Reproduction, Setting
+from gpusched.reproduce.pama_rewards import LENGTH, TOKENS, hypervolume, rewards_of
 from gpusched.sampling.controlled.markov import sample_paths
 from gpusched.statistics import mean_interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-TOKENS, LENGTH = 8, 12
 UPDATES, PROMPTS, GROUP = 150, 8, 16
 RATE = 0.5
 SEEDS = 8
@@ -62,26 +62,6 @@ def run(setting: Setting) -> Reproduction:
         title="Least of two mean rewards by update", x_label="updates", y_label="reward",
     )  # fmt: skip
     return Reproduction(tuple(claims), {"pama-least": chart})
-
-
-# ---- rewards of a text
-
-
-def rewards_of(texts: Ints, skew: float = 1.0) -> Floats:
-    """Return two rewards of texts (N, T), each a share of tokens, the second times ``skew``.
-
-    Liked tokens (0 and 1), and tokens that follow their neighbour by one (cyclically). Either can
-    reach 1: 0 1 0 1 ... has about (1, .5) and counting through (.25, 1). The best least reward mixes
-    the two.
-    """
-    liked = (texts < 2).mean(1)
-    in_order = ((texts[:, 1:] - texts[:, :-1]) % TOKENS == 1).mean(1)
-    return np.stack([liked, skew * in_order], 1)
-
-
-def hypervolume(rewards: Floats, reference: Floats) -> float:
-    """Return the area between a point of two mean rewards and a reference it should exceed."""
-    return float(np.prod(np.maximum(rewards - reference, 0.0)))
 
 
 # ---- policies that are tables of logits

@@ -7,7 +7,7 @@ import torch
 
 from gpusched.alignment.policy_gradient import policy_gradient_step
 from gpusched.reproduce.claim import Claim, Setting
-from gpusched.reproduce.pama import LENGTH, TOKENS, hypervolume, rewards_of
+from gpusched.reproduce.pama_rewards import LENGTH, TOKENS, hypervolume, rewards_of
 from gpusched.reproduce.tiny_transformer import TinyTransformer, sample
 from gpusched.statistics import mean_interval
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from gpusched.reproduce.claim import Claim, Setting
-from gpusched.reproduce.rmod import RULES, Outcomes, conflicting_chain, settings, win_rate
+from gpusched.reproduce.rmod_rules import RULES, Outcomes, conflicting_chain, settings, win_rate
 from gpusched.reproduce.tiny_transformer import TinyTransformer, sample, train_language_model
 from gpusched.sampling.controlled.choice import choose
 from gpusched.sampling.controlled.markov import MarkovModel

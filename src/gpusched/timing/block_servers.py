@@ -8,7 +8,7 @@ from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.cluster import Cluster
 from gpusched.domain.dtypes import KV_BYTES
 from gpusched.domain.engine import EngineSettings
-from gpusched.domain.network import link_matrices
+from gpusched.domain.links import link_matrices
 from gpusched.domain.parallel import Parallelism
 from gpusched.timing.chains import BlockServers
 from gpusched.timing.iteration import TimingModel, timing_model

@@ -7,7 +7,7 @@ import numpy as np
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.cluster import Cluster
 from gpusched.domain.engine import EngineSettings
-from gpusched.domain.network import link_matrices
+from gpusched.domain.links import link_matrices
 from gpusched.domain.parallel import Parallelism
 from gpusched.errors import InfeasibleError
 from gpusched.timing.iteration import timing_model

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from gpusched.errors import InfeasibleError, InputError
 from gpusched.planning.rounds.even_split import even_split, phase_program
 from gpusched.planning.rounds.nodes import fit_nodes, nested
+from gpusched.planning.rounds.problem import SplitProblem
 from gpusched.planning.rounds.split import (
-    SplitProblem,
     best_split,
     best_splits,
     capacity_of,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from gpusched.domain.catalog import load_model
+from gpusched.domain.links import link_matrices
 from gpusched.domain.model import GroupedQueryAttention
-from gpusched.domain.network import link_matrices
 from gpusched.domain.placement import BlockPlacement, NodeLayers
 from gpusched.domain.plan import Alternative, Certificate, Plan, Provenance
 from gpusched.domain.slo import show_s

@@ -1,20 +1,16 @@
 """The split of workers between the phases as integer programs on HiGHS."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.planning.rounds.nodes import nested, node_patterns
+from gpusched.planning.rounds.problem import SplitProblem
 from gpusched.solve.milp import Program
-
-if TYPE_CHECKING:
-    from gpusched.planning.rounds.split import SplitProblem
 
 Ints = NDArray[np.int64]
 
 
-def split_program(problem: "SplitProblem") -> tuple[Program, Ints, Ints]:
+def split_program(problem: SplitProblem) -> tuple[Program, Ints, Ints]:
     """Return the program that maximises the multiple ``u`` of the load (A-1 to A-9), and the
     numbers of its variables: workers that prefill and that decode."""
     program = Program(maximize=True)
@@ -27,7 +23,7 @@ def split_program(problem: "SplitProblem") -> tuple[Program, Ints, Ints]:
 
 
 def cheapest_program(
-    problem: "SplitProblem", price: NDArray[np.float64], capacity: float
+    problem: SplitProblem, price: NDArray[np.float64], capacity: float
 ) -> tuple[Program, Ints, Ints]:
     """Return the program that minimises the price of workers that carry ``capacity`` times the load."""
     program = Program()
@@ -39,7 +35,7 @@ def cheapest_program(
 
 
 def _phases(
-    problem: "SplitProblem", prefill: Ints, decode: Ints
+    problem: SplitProblem, prefill: Ints, decode: Ints
 ) -> tuple[tuple[Ints, NDArray[np.float64], float], ...]:
     return (
         (prefill, problem.prefill_speed, problem.prefill_load),
@@ -48,7 +44,7 @@ def _phases(
 
 
 def _workers(
-    program: Program, problem: "SplitProblem", price: NDArray[np.float64] | float
+    program: Program, problem: SplitProblem, price: NDArray[np.float64] | float
 ) -> tuple[Ints, Ints]:
     """Add the workers, the GPUs they take, the nodes they fit into and the KV cache they hold."""
     most = problem.gpus[problem.group] // problem.size

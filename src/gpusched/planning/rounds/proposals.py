@@ -14,15 +14,10 @@ from gpusched.domain.spec import Spec
 from gpusched.errors import InfeasibleError
 from gpusched.planning.candidates import Engine
 from gpusched.planning.rounds.load import RoundLoad
+from gpusched.planning.rounds.problem import SplitProblem
 from gpusched.planning.rounds.program import cheapest_program
 from gpusched.planning.rounds.queueing import in_time
-from gpusched.planning.rounds.split import (
-    Split,
-    SplitProblem,
-    best_split,
-    best_splits,
-    capacity_of,
-)
+from gpusched.planning.rounds.split import Split, best_split, best_splits, capacity_of
 from gpusched.planning.rounds.workers import Kind, split_problem, tightest_tpot_s
 from gpusched.planning.search import Deployment
 from gpusched.sim.fleet import Role

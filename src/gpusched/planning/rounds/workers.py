@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gpusched.domain.spec import Spec
 from gpusched.planning.candidates import Engine, Refusal, kind_label
 from gpusched.planning.rounds.load import RoundLoad
-from gpusched.planning.rounds.split import SplitProblem
+from gpusched.planning.rounds.problem import SplitProblem
 from gpusched.traces.trace import Trace
 
 Floats = NDArray[np.float64]
