@@ -111,3 +111,12 @@ def test_named_links_and_uniform_loads(tmp_path):
     )  # fmt: skip
     answer = json.loads(place(path, "--json").stdout)
     assert len(answer["servers"][0]) == 18
+
+
+def test_server_loads_can_be_bounded(tmp_path):
+    path = write(tmp_path, replicas=8, server_load_ratio=1.5, experts_per_server=None)
+    answer = json.loads(place(path, "--json").stdout)
+    even, best, *_ = answer["alternatives"]
+    assert (even["name"], best["name"]) == ("servers within 1.5 of the mean", "fewest hops")
+    assert even["hops_per_token"] >= best["hops_per_token"]
+    assert answer["hops_per_token"] == even["hops_per_token"]

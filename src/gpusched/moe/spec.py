@@ -97,6 +97,8 @@ class ExpertSpec(Section):
     loads: LoadsSpec
     hosts: Literal["consecutive", "all"] | tuple[int, ...] = "consecutive"
     """Servers with attention: layer l on server l mod S, every layer on all, or one a layer."""
+    server_load_ratio: float | None = Field(default=None, ge=1, le=1e6)
+    """Most load of a server in a layer, over the mean; as it comes if not given."""
     replicas: int = Field(default=0, ge=0, le=65536)
     """Extra copies of a layer's experts."""
     previous: str | None = None
