@@ -73,6 +73,7 @@ def test_a_placement_can_be_changed_little_by_little(tmp_path):
         ({"experts_per_layer": 3}, 3, "infeasible: layer 0 has 16 experts"),
         ({"experts_per_layer": [4, 4]}, 2, "experts_per_layer: needs one figure or 4"),
         ({"model": "deepseek-v3"}, 2, "give either model, or all of layers"),
+        ({"top_k": 20}, 2, "top_k: 20 exceeds the 16 experts"),
         ({"layers": None}, 2, "give either model, or all of layers"),
         ({"top": 2}, 2, "top: unknown key"),
         ({"loads": {"file": "no.csv"}}, 2, "no.csv: cannot read the file"),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpusched.errors import InfeasibleError, InputError
+from gpusched.moe import flow
 from gpusched.moe.flow import Program, check_caps, solve
 from gpusched.moe.loads import dirichlet_loads
 from gpusched.moe.placement import (
@@ -345,8 +346,12 @@ def test_ortools_is_asked_for_by_name_where_it_is_missing(monkeypatch):
     assert place_experts(w, p, layer_cap=4, total_cap=18).method == "exchange"
 
 
-def test_progress_counts_down_to_nothing():
+def test_progress_counts_down(monkeypatch):
+    monkeypatch.setattr(flow, "PATHS", 1)
     told = []
     w, p = instance()
-    place_experts(w, p, layer_cap=4, total_cap=18, progress=told.append)
-    assert told[-1].endswith(" 0 over the caps of their servers")
+    found = place_experts(w, p, layer_cap=4, total_cap=18, progress=told.append)
+    left = [int(text.split()[2]) for text in told]
+    assert left == list(range(len(left), 0, -1))
+    lp = place_experts(w, p, layer_cap=4, total_cap=18, method="lp")
+    assert found.hops == pytest.approx(lp.hops)

@@ -111,6 +111,8 @@ class ExpertSpec(Section):
         own = (self.layers, self.experts, self.top_k)
         if (self.model is None) == (None in own) or (self.model is not None and any(own)):
             raise ValueError("give either model, or all of layers, experts and top_k")
+        if self.experts is not None and self.top_k is not None and self.top_k > self.experts:
+            raise ValueError(f"top_k: {self.top_k} exceeds the {self.experts} experts of a layer")
         return self
 
     @property
