@@ -32,13 +32,16 @@ def standalone(figure: str) -> str:
     title = re.search(r"<figcaption>(.*?)</figcaption>", figure).group(1)
     body = re.search(r"<svg[^>]*>(.*)</svg>", figure, re.S).group(1)
     names = re.findall(r'<i class="c(\d)"></i>(.*?)</span>', figure)
-    legend, x = "", 58
+    legend, x, y = "", 58, 341
     for colour, name in names:
-        legend += f'<rect class="k{colour}" x="{x}" y="330" width="12" height="12"/>'
-        legend += f'<text x="{x + 17}" y="341">{name}</text>'
-        x += 32 + 7 * len(name)
+        width = 32 + 7 * len(name)
+        if x + width > 640:
+            x, y = 58, y + 18
+        legend += f'<rect class="k{colour}" x="{x}" y="{y - 11}" width="12" height="12"/>'
+        legend += f'<text x="{x + 17}" y="{y}">{name}</text>'
+        x += width
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -20 640 372" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -20 640 {y + 31}" role="img" '
         f'aria-label="{escape(title)}"><style>{STYLE}</style>'
         f'<text class="t" x="58" y="-4">{title}</text>{body}{legend}</svg>\n'
     )

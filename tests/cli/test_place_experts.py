@@ -73,6 +73,7 @@ def test_a_placement_can_be_changed_little_by_little(tmp_path):
         ({"experts_per_layer": 3}, 3, "infeasible: layer 0 has 16 experts"),
         ({"experts_per_layer": [4, 4]}, 2, "experts_per_layer: needs one figure or 4"),
         ({"model": "deepseek-v3"}, 2, "give either model, or all of layers"),
+        ({"top_k": 20}, 2, "top_k: 20 exceeds the 16 experts"),
         ({"layers": None}, 2, "give either model, or all of layers"),
         ({"top": 2}, 2, "top: unknown key"),
         ({"loads": {"file": "no.csv"}}, 2, "no.csv: cannot read the file"),
@@ -111,3 +112,12 @@ def test_named_links_and_uniform_loads(tmp_path):
     )  # fmt: skip
     answer = json.loads(place(path, "--json").stdout)
     assert len(answer["servers"][0]) == 18
+
+
+def test_server_loads_can_be_bounded(tmp_path):
+    path = write(tmp_path, replicas=8, server_load_ratio=1.5, experts_per_server=None)
+    answer = json.loads(place(path, "--json").stdout)
+    even, best, *_ = answer["alternatives"]
+    assert (even["name"], best["name"]) == ("servers within 1.5 of the mean", "fewest hops")
+    assert even["hops_per_token"] >= best["hops_per_token"]
+    assert answer["hops_per_token"] == even["hops_per_token"]

@@ -1,3 +1,4 @@
+import sys
 from itertools import pairwise, product
 
 import numpy as np
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpusched.errors import InfeasibleError, InputError
+from gpusched.moe import flow
 from gpusched.moe.flow import Program, check_caps, solve
 from gpusched.moe.loads import dirichlet_loads
 from gpusched.moe.placement import (
@@ -233,10 +235,19 @@ def test_infeasible_caps_name_the_servers():
         place_experts(w, p, layer_cap=2)
     with pytest.raises(InfeasibleError, match=r"on servers 0 to 3 by their caps .* 4 to 7 by the"):
         place_experts(w, p, layer_cap=5, total_cap=[5] * 4 + [99] * 4)
-    skewed = np.full((1, 24), 1e-6)
-    skewed[0, 0] = 1.0
+    nine = np.concatenate([np.arange(24), np.zeros(8)]).astype(np.int64)[None, :]
+    copies = Program(np.zeros((1, 24, 8)), nine, np.full((1, 8), 9), np.full(8, 9))
     with pytest.raises(InfeasibleError, match="9 copies, but only 8 servers"):
-        place_experts(skewed, p[:1], layer_cap=9, replicas=8)
+        solve(copies)
+
+
+def test_no_expert_gets_more_copies_than_there_are_servers():
+    w, p = np.full((1, 24), 1e-6), instance()[1][:1]
+    w[0, 0] = 1.0
+    found = place_experts(w, p, layer_cap=9, replicas=10)
+    assert np.bincount(found.expert_of[0]).max() == 8
+    with pytest.raises(InputError, match="replicas: 200 are too many"):
+        place_experts(w, p, layer_cap=99, replicas=200)
 
 
 def test_overloaded_servers_without_a_way_out_are_named():
@@ -325,3 +336,22 @@ def test_published_size_over_several_networks_is_optimal(network):
     )
     assert found.method == "exchange"
     assert 0 <= found.gap < 1e-9
+
+
+def test_ortools_is_asked_for_by_name_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ortools.graph.python.min_cost_flow", None)
+    w, p = instance()
+    with pytest.raises(InputError, match=r"needs OR-tools; pip install gpusched\[ortools\]"):
+        place_experts(w, p, layer_cap=4, total_cap=18, method="ortools")
+    assert place_experts(w, p, layer_cap=4, total_cap=18).method == "exchange"
+
+
+def test_progress_counts_down(monkeypatch):
+    monkeypatch.setattr(flow, "PATHS", 1)
+    told = []
+    w, p = instance()
+    found = place_experts(w, p, layer_cap=4, total_cap=18, progress=told.append)
+    left = [int(text.split()[2]) for text in told]
+    assert left == list(range(len(left), 0, -1))
+    lp = place_experts(w, p, layer_cap=4, total_cap=18, method="lp")
+    assert found.hops == pytest.approx(lp.hops)

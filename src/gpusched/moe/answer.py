@@ -1,7 +1,7 @@
 """The best expert placement of a spec beside the usual ones, as figures and as a document."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gpusched.errors import InfeasibleError
 from gpusched.moe.eplb import rebalance
+from gpusched.moe.even_servers import even_servers
 from gpusched.moe.placement import (
     ExpertPlacement,
     given_placement,
@@ -72,7 +73,7 @@ class Answer:
 
     @property
     def best(self) -> Candidate:
-        """The placement with the fewest hops."""
+        """The placement asked for."""
         return self.candidates[0]
 
     def document(self) -> dict[str, Any]:
@@ -105,29 +106,51 @@ def answer_experts(
     layers, experts = weight.shape
     trips = trip_hops(topology.hops(), layers, spec.hosts)
     layer_cap, total_cap = spec.caps(servers)
-    best = place_experts(
-        weight, trips, layer_cap=layer_cap, total_cap=total_cap, replicas=spec.replicas,
-        previous=read_servers(spec.previous) if spec.previous else None, move_cost=spec.move_hops,
-        progress=progress,
-    )  # fmt: skip
+    previous = read_servers(spec.previous) if spec.previous else None
+
+    def fewest_hops(cap: Ints) -> ExpertPlacement:
+        return place_experts(
+            weight, trips, layer_cap=cap, total_cap=total_cap, replicas=spec.replicas,
+            previous=previous, move_cost=spec.move_hops, progress=progress,
+        )  # fmt: skip
+
+    best = fewest_hops(layer_cap)
 
     def split(name: str, placement: ExpertPlacement) -> Candidate:
         gpu = split_servers(placement.at, placement.weight, servers, per_server)
         return Candidate(name, placement, gpu, servers * per_server)
 
     candidates = [split("fewest hops", best)]
-    even = np.full_like(weight, weight[0].sum() / experts)
-    blind = place_experts(even, trips, layer_cap=layer_cap, total_cap=total_cap, progress=progress)
+    if (ratio := spec.server_load_ratio) is not None:
+        # swaps keep counts, so servers must not hold more than the ratio allows on average
+        shares = best.at.shape[1] / servers
+        cap = np.minimum(layer_cap, max(int(np.ceil(shares)), int(ratio * shares)))
+        even = even_servers(fewest_hops(cap), trips, ratio)
+        moved = 0 if previous is None else int((even.at != previous).sum())
+        even = replace(
+            even, bound=best.bound, moved=moved, objective=even.hops + spec.move_hops * moved
+        )
+        candidates.insert(0, split(f"servers within {ratio:g} of the mean", even))
+    alone = ", no copies" if spec.replicas else ""
+    uniform = np.full_like(weight, weight[0].sum() / experts)
+    blind = place_experts(
+        uniform, trips, layer_cap=layer_cap, total_cap=total_cap, progress=progress
+    )
     candidates.append(
-        split("fewest hops, loads unknown", given_placement(weight, trips, blind.at, "exchange"))
+        split(
+            f"fewest hops, loads unknown{alone}",
+            given_placement(weight, trips, blind.at, "exchange"),
+        )
     )
     try:
         at = greedy(weight, trips, layer_cap, total_cap)
-        candidates.append(split("greedy", given_placement(weight, trips, at, "greedy")))
+        candidates.append(split(f"greedy{alone}", given_placement(weight, trips, at, "greedy")))
     except InfeasibleError:
         pass
     at = round_robin(layers, experts, servers)
-    candidates.append(split("round-robin", given_placement(weight, trips, at, "round-robin")))
+    candidates.append(
+        split(f"round-robin{alone}", given_placement(weight, trips, at, "round-robin"))
+    )
     gpus = servers * per_server
     slots = -(-(experts + spec.replicas) // gpus) * gpus
     even_out = rebalance(weight, slots, 1, 1, gpus).expert_of
@@ -144,9 +167,13 @@ def answer_lines(answer: Answer) -> Iterator[str]:
         f"{p.hops:.6g} hops per token ({p.hops_per_activation:.3f} per activation) over "
         f"{len(p.at)} layers on {answer.servers} servers ({answer.topology})"
     )
-    how = "optimal by sorting" if p.method == "sort" else f"optimal, dual gap {p.gap:.1e}"
+    how = {
+        "sort": "optimal by sorting",
+        "exchange": f"optimal, dual gap {p.gap:.1e}",
+        "swaps": f"{p.gap:.1%} above the fewest hops without server_load_ratio",
+    }[p.method]
     yield f"{how}, in {p.seconds:.2f} s"
-    if not any(c.name == "greedy" for c in answer.candidates):
+    if not any(c.name.startswith("greedy") for c in answer.candidates):
         yield "greedy finds no room for the last layers"
     if answer.spec.previous:
         yield f"{p.moved} of {p.at.size} experts move"

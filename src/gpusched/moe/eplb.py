@@ -39,14 +39,25 @@ def pack_evenly(weight: Floats, packs: int) -> tuple[Ints, Ints]:
     return pack, rank
 
 
-def replica_counts(weight: ArrayLike, slots: int) -> Ints:
+def replica_counts(weight: ArrayLike, slots: int, most: int | None = None) -> Ints:
     """Return the copies of each expert, shape (layers, experts): one each, and further ones to the
-    expert with most load per copy. No other counts have a smaller largest load per copy."""
+    expert with most load per copy. No other counts have a smaller largest load per copy, with at
+    most ``most`` copies of an expert.
+
+    Raises:
+        InputError: more slots than copies that may be made.
+    """
     w = check_loads(weight)
+    if most is not None and slots > most * w.shape[1]:
+        raise InputError(
+            f"replicas: {slots - w.shape[1]} are too many for {w.shape[1]} experts with at most "
+            f"{most} copies each"
+        )
     copies = np.ones(w.shape, np.int64)
     layer = np.arange(len(w))
     for _ in range(slots - w.shape[1]):
-        copies[layer, (w / copies).argmax(axis=1)] += 1
+        share = w / copies if most is None else np.where(copies < most, w / copies, -1.0)
+        copies[layer, share.argmax(axis=1)] += 1
     return copies
 
 

@@ -181,7 +181,8 @@ def _by_exchange(
             total, cheapest, choice, dirty, potential, distance, parent, settled, heap_key,
             heap_node, PATHS,
         )  # fmt: skip
-        progress(f"placing experts: {left} over the caps of their servers")
+        if left > 0:
+            progress(f"placing experts: {left} over the caps of their servers")
     if left < 0:
         reached = np.flatnonzero(settled[layers * servers : layers * servers + servers])
         raise InfeasibleError(

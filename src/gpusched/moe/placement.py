@@ -124,7 +124,12 @@ def place_experts(
     if replicas < 0 or not 0 <= move_cost < np.inf:
         raise InputError("replicas and move_cost must be at least 0")
     expert_of = (
-        np.stack([np.repeat(np.arange(experts), c) for c in replica_counts(w, experts + replicas)])
+        np.stack(
+            [
+                np.repeat(np.arange(experts), c)
+                for c in replica_counts(w, experts + replicas, p.shape[1])
+            ]
+        )
         if replicas
         else np.tile(np.arange(experts), (layers, 1))
     )

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpusched.errors import InputError
 from gpusched.moe.expert_layer import ExpertLayer, Mask
-from gpusched.moe.replica_kernel import largest_latency, plan_moves, split_exactly
+from gpusched.moe.replica_moves import largest_latency, plan_moves
+from gpusched.moe.token_split import split_exactly
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -97,6 +97,8 @@ class ExpertSpec(Section):
     loads: LoadsSpec
     hosts: Literal["consecutive", "all"] | tuple[int, ...] = "consecutive"
     """Servers with attention: layer l on server l mod S, every layer on all, or one a layer."""
+    server_load_ratio: float | None = Field(default=None, ge=1, le=1e6)
+    """Most load of a server in a layer, over the mean; as it comes if not given."""
     replicas: int = Field(default=0, ge=0, le=65536)
     """Extra copies of a layer's experts."""
     previous: str | None = None
@@ -109,6 +111,8 @@ class ExpertSpec(Section):
         own = (self.layers, self.experts, self.top_k)
         if (self.model is None) == (None in own) or (self.model is not None and any(own)):
             raise ValueError("give either model, or all of layers, experts and top_k")
+        if self.experts is not None and self.top_k is not None and self.top_k > self.experts:
+            raise ValueError(f"top_k: {self.top_k} exceeds the {self.experts} experts of a layer")
         return self
 
     @property
