@@ -19,6 +19,8 @@ class StubModel:
     fail: Callable[[int], bool] = lambda call: False
     """Whether the call of this number gets a status 500."""
     logprobs: Callable[[str], Sequence[Mapping[str, Any]]] | None = None
+    token_logprobs: Mapping[str, Sequence[float]] | None = None
+    """Of each text's tokens."""
     seed: int = 0
 
 
@@ -75,6 +77,9 @@ async def serving(models):
         if model.logprobs is not None and body.get("logprobs"):
             prompt = body["messages"][-1]["content"]
             choice["logprobs"] = {"content": [{"top_logprobs": list(model.logprobs(prompt))}]}
+        if model.token_logprobs is not None and body.get("logprobs"):
+            given = [{"token": "t", "logprob": p} for p in model.token_logprobs[text]]
+            choice["logprobs"] = {"content": given}
         used = {"prompt_tokens": 7, "completion_tokens": _of(model.tokens, text)}
         return web.Response(
             text=json.dumps({"choices": [choice], "usage": used}), content_type="application/json"

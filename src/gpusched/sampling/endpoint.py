@@ -25,6 +25,8 @@ class Sample:
     finish_reason: str | None = None
     top_logprobs: tuple[Mapping[str, Any], ...] = ()
     """Of the first token, where asked for: each ``{token, logprob}``."""
+    mean_logprob: float | None = None
+    """Of the answer's tokens, where asked for."""
 
     @property
     def text(self) -> str:
@@ -138,13 +140,15 @@ def _sample(document: Any, address: str) -> Sample:
         choice = document["choices"][0]
         message = choice["message"]
         usage = document.get("usage") or {}
-        entries = ((choice.get("logprobs") or {}).get("content") or [{}])[0]
+        tokens = (choice.get("logprobs") or {}).get("content") or [{}]
+        given = [float(token["logprob"]) for token in tokens if "logprob" in token]
         return Sample(
             {"role": "assistant", **message},
             int(usage.get("prompt_tokens") or 0),
             int(usage.get("completion_tokens") or 0),
             choice.get("finish_reason"),
-            tuple(entries.get("top_logprobs") or ()),
+            tuple(tokens[0].get("top_logprobs") or ()),
+            sum(given) / len(given) if given else None,
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise EndpointError(
