@@ -88,3 +88,21 @@ def test_infeasible_fleets_are_explained(monkeypatch, capsys, spec, changes, wor
     assert not out
     for word in words:
         assert word in err
+
+
+def test_program_improves_bound_and_flow_or_keeps_them(monkeypatch, capsys, spec):
+    """Out of time or not, the plan is at least as good and says its gap."""
+    found = {}
+    for seconds in (0, 0.01, 3):
+        code, out, _ = call(
+            monkeypatch, capsys, spec(), "--rank", "flow", "--polish", seconds, "--json"
+        )
+        assert code == 0
+        found[seconds] = json.loads(out)["certificate"]
+    for seconds in (0.01, 3):
+        assert found[seconds]["value"] >= found[0]["value"] * (1 - 1e-9)
+        assert found[seconds]["bound"] <= found[0]["bound"] * (1 + 1e-9)
+        assert found[seconds]["bound"] >= found[seconds]["value"] * (1 - 1e-9)
+        assert "program of layers and flows" in found[seconds]["solver"]
+        assert found[seconds]["gap"] >= 0
+    assert "program of layers" not in found[0]["solver"]

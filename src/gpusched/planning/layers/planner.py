@@ -20,6 +20,7 @@ from gpusched.planning.layers.feasible import check_feasible, merged
 from gpusched.planning.layers.flow import Network, network_of, solve_flow
 from gpusched.planning.layers.improve import improve
 from gpusched.planning.layers.judge import SMALLEST_FLOW, Judge, Trial
+from gpusched.planning.layers.polish import Polished, polish
 from gpusched.planning.layers.throughput import Workload, throughput
 from gpusched.sim.pipelines.deploy import plan_machines, plan_metrics, simulate_plan
 from gpusched.sim.pipelines.result import PipelineResult
@@ -36,6 +37,10 @@ TIME_LIMIT_S = 60.0
 ROUTERS = ("iwrr", "swarm", "shortest-queue")
 """Policies tried on the chosen placement."""
 MOST_ALTERNATIVES = 12
+PROGRAM_BOUND = (
+    "the program of layers and flows, without partial inference",
+    "the program of layers and flows",
+)
 CUT_SHORT = (
     "the time limit ended the search: this is the best plan so far, and another run may find another; "
     "raise --time-limit"
@@ -60,12 +65,14 @@ def place_layers(
     seed: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
     rank: Rank = "simulation",
+    polish_s: float = 0.0,
     progress: Callable[[str], None] = lambda message: None,
 ) -> LayerAnswer:
     """Return the best placement found for a spec and how far from the best possible its flow is.
 
     Placements from deep to shallow are simulated on the spec's traffic and the best is improved by
-    local search, each change simulated; ``rank="flow"`` goes by the maximum flow alone. Results
+    local search, each change simulated; ``rank="flow"`` goes by the maximum flow alone. With
+    ``polish_s`` seconds Helix's program first improves the largest flow and its bound. Results
     depend on ``seed`` alone unless the time limit ends the search, of which a warning tells.
 
     Raises:
@@ -88,6 +95,11 @@ def place_layers(
             f"no placement of the {machines.layers} layers found that carries a flow over these "
             "links; raise the bandwidth of network.links that are 0, or add nodes"
         )
+    numbers = np.bincount(machines.kind_of, minlength=len(machines.kinds))
+    solved = None
+    if polish_s > 0:
+        proved = upper_bound(tables, numbers, machines.layers, lower=found[0].tokens_per_s)
+        solved, found = by_program(network, found, proved, polish_s, seed, progress)
     judge = Judge(draft, network, trace, seed)
     largest = found[0].tokens_per_s
     if rank == "flow":
@@ -101,9 +113,11 @@ def place_layers(
         best = max(routed, key=lambda trial: trial.score)
         trials = [best if trial is chosen else trial for trial in trials]
         chosen = best
-    numbers = np.bincount(machines.kind_of, minlength=len(machines.kinds))
     largest = max(largest, *(trial.candidate.tokens_per_s for trial in trials))
     bound = upper_bound(tables, numbers, machines.layers, lower=largest)
+    # with partial inference or without, the program's bound is for one form only
+    if solved is not None and largest <= solved.bound < bound.tokens_per_s * (1 - 1e-9):
+        bound = Bound(solved.bound, PROGRAM_BOUND[found[0].partial_inference])
     progress("simulating the whole trace")
     plan = judge.plan_of(chosen.candidate, chosen.flows, chosen.routing)
     result = simulate_plan(plan, trace, seed=seed)
@@ -113,10 +127,10 @@ def place_layers(
             "predicted": figures,
             "certificate": _certificate(
                 network, chosen, bound, largest, len(found), judge.simulated,
-                perf_counter() - begun, rank,
+                perf_counter() - begun, rank, polish_s,
             ),
             "pareto": _front(judge, trials, chosen),
-            "assumptions": _assumptions(machines, spec),
+            "assumptions": _assumptions(machines, bound),
             "warnings": (
                 *figures["warnings"], *_shortfalls(spec, figures),
                 *([CUT_SHORT] if judge.cut_short else []),
@@ -127,6 +141,25 @@ def place_layers(
     return LayerAnswer(
         plan, result, machines, chosen.candidate.placement, chosen.flows, tuple(trials)
     )
+
+
+def by_program(
+    network: Network, found: list[Candidate], bound: Bound, seconds: float, seed: int,
+    progress: Callable[[str], None] = lambda message: None,
+) -> tuple[Polished, list[Candidate]]:  # fmt: skip
+    """Return what Helix's program makes of the largest flow within the time, and the candidates
+    with it, if it is better, in front."""
+    best = found[0]
+    solved = polish(
+        network, best.placement, partial_inference=best.partial_inference,
+        bound=bound.tokens_per_s, time_limit_s=seconds, seed=seed, progress=progress,
+    )  # fmt: skip
+    if solved.tokens_per_s <= best.tokens_per_s * (1 + 1e-9):
+        return solved, found
+    better = Candidate(
+        f"program from: {best.name}", solved.placement, solved.tokens_per_s, best.partial_inference
+    )
+    return solved, [better, *found]
 
 
 def polished(network: Network, candidate: Candidate, seed: int, time_limit_s: float) -> Candidate:
@@ -185,7 +218,7 @@ def _draft(spec: Spec) -> Plan:
 
 def _certificate(
     network: Network, chosen: Trial, bound: Bound, largest: float, count: int, simulated: int,
-    seconds: float, rank: Rank,
+    seconds: float, rank: Rank, polish_s: float,
 ) -> Certificate:  # fmt: skip
     wrong = verify(network, chosen.candidate)
     if wrong:
@@ -205,7 +238,9 @@ def _certificate(
         bound=max(bound.tokens_per_s, value),
         unit="tokens per second",
         gap=max(bound.tokens_per_s - value, 0.0) / max(value, 1e-12),
-        solver=f"stages by integer programs, chosen by {how}; bound by {bound.name}",
+        solver=f"stages by integer programs, chosen by {how}"
+        + (f", {polish_s:g} s of the program of layers and flows" if polish_s else "")
+        + f"; bound by {bound.name}",
         seconds=seconds,
         candidates=count,
         simulated=simulated,
@@ -270,11 +305,14 @@ def _shortfalls_of(classes: Any, figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _assumptions(machines: Machines, spec: Spec) -> tuple[str, ...]:
+def _assumptions(machines: Machines, bound: Bound) -> tuple[str, ...]:
     return (
         "every node of the cluster may be used, and its GPUs split each layer between them",
         f"layers count as alike; activations take {machines.activation_bytes:,.0f} bytes a token "
         "between nodes",
         "a node's tokens/s hold for the mix of prompts and answers of this traffic",
-        "no placement does better than the bound, whatever the links",
+        "no placement without partial inference has more flow than the bound"
+        if bound.name == PROGRAM_BOUND[0]
+        else "no placement has more flow than the bound"
+        + ("" if bound.name in PROGRAM_BOUND else ", whatever the links"),
     )
