@@ -1,6 +1,6 @@
 """Placement of layers: the digest's worked instances, brute force, invariants, the Helix figures."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -17,9 +17,11 @@ from gpusched.planning.layers.bounds import (
     work_bound,
 )
 from gpusched.planning.layers.candidates import Candidate, candidates
+from gpusched.planning.layers.cheaper import leave_out
 from gpusched.planning.layers.check import check_placement
 from gpusched.planning.layers.flow import Network, network_of, reroute, solve_flow
 from gpusched.planning.layers.improve import improve
+from gpusched.planning.layers.judge import Trial
 from gpusched.planning.layers.milp import prune, solve_milp, stop_near
 from gpusched.planning.layers.planner import by_program, polished, verify
 from gpusched.planning.layers.polish import bottleneck_nodes, polish
@@ -184,6 +186,44 @@ def test_rule_to_stop():
     assert not stop(Incumbent(20.0, 91.0, 100.0, 9.0))
     assert not stop(Incumbent(99.0, 89.0, 100.0, 90.0))
     assert not stop(Incumbent(99.0, -np.inf, 100.0, 90.0))
+
+
+class FlowJudge:
+    """A judge that goes by the flow."""
+
+    def __init__(self, network):
+        self.network, self.cut_short = network, False
+
+    def trial(self, candidate, routing="iwrr"):
+        assert verify(self.network, candidate) == []
+        flows = solve_flow(self.network, candidate.placement).flows
+        return Trial(candidate, flows, {}, candidate.tokens_per_s, routing)
+
+
+@pytest.mark.parametrize(("asked", "usd"), [(9.0, 2.0), (21.0, 4.0), (60.0, 12.0)])
+def test_nodes_not_needed_are_left_out(asked, usd):
+    """One node of four layers costs 2 and carries 10; two of two layers cost 1 each and carry 12."""
+    network = fleet([(40, 20, 13, 10), (24, 12)], [0, 0, 0, 1, 1, 1, 1, 1, 1], 4)
+    prices = np.array([2.0] * 3 + [1.0] * 6)
+    judge = FlowJudge(network)
+    start = judge.trial(candidates(network)[0])
+    assert start.score >= asked
+    steps = leave_out(judge, start, prices, lambda t: t.score >= asked, np.inf)
+    spent = [float(prices[t.candidate.placement.count > 0].sum()) for t in steps]
+    assert all(trial.score >= asked for trial in steps)
+    assert all(more > less for more, less in pairwise(spent))
+    assert spent[-1] == usd
+    assert not judge.cut_short
+
+
+def test_leaving_out_ends_with_the_time():
+    network = fleet([(40, 20, 13, 10)], [0, 0, 0], 4)
+    judge = FlowJudge(network)
+    start = judge.trial(candidates(network)[0])
+    assert leave_out(judge, start, np.ones(3), lambda t: True, 0.0) == [start]
+    assert judge.cut_short
+    # free nodes stay
+    assert leave_out(judge, start, np.zeros(3), lambda t: True, np.inf) == [start]
 
 
 def test_arc_form_starts_from_a_placement():

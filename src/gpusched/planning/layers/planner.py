@@ -15,6 +15,7 @@ from gpusched.domain.spec import Spec
 from gpusched.errors import InfeasibleError
 from gpusched.planning.layers.bounds import Bound, upper_bound
 from gpusched.planning.layers.candidates import Candidate, candidates
+from gpusched.planning.layers.cheaper import leave_out
 from gpusched.planning.layers.check import check_placement
 from gpusched.planning.layers.feasible import check_feasible, merged
 from gpusched.planning.layers.flow import Network, network_of, solve_flow
@@ -72,7 +73,8 @@ def place_layers(
 
     Placements from deep to shallow are simulated on the spec's traffic and the best is improved by
     local search, each change simulated; ``rank="flow"`` goes by the maximum flow alone. With
-    ``polish_s`` seconds Helix's program first improves the largest flow and its bound. Results
+    ``polish_s`` seconds Helix's program first improves the largest flow and its bound.
+    With the objective cost, nodes that the objectives do not need are then left out. Results
     depend on ``seed`` alone unless the time limit ends the search, of which a warning tells.
 
     Raises:
@@ -118,10 +120,21 @@ def place_layers(
     # with partial inference or without, the program's bound is for one form only
     if solved is not None and largest <= solved.bound < bound.tokens_per_s * (1 - 1e-9):
         bound = Bound(solved.bound, PROGRAM_BOUND[found[0].partial_inference])
+    steps = [chosen]
+    if rank == "simulation" and spec.objective == "cost" and not _misses(spec, chosen.figures):
+        steps = leave_out(
+            judge, chosen, node_prices(spec), lambda trial: not _misses(spec, trial.figures),
+            perf_counter() + time_limit_s, progress,
+        )  # fmt: skip
     progress("simulating the whole trace")
-    plan = judge.plan_of(chosen.candidate, chosen.flows, chosen.routing)
-    result = simulate_plan(plan, trace, seed=seed)
-    figures = plan_metrics(plan, trace, result)
+    # what met the objectives on the first requests may miss them on all
+    for chosen in reversed(steps):
+        plan = judge.plan_of(chosen.candidate, chosen.flows, chosen.routing)
+        result = simulate_plan(plan, trace, seed=seed)
+        figures = plan_metrics(plan, trace, result)
+        if not _misses(spec, figures):
+            break
+    trials += [chosen] if chosen is not steps[0] else []
     plan = plan.model_copy(
         update={
             "predicted": figures,
@@ -130,7 +143,7 @@ def place_layers(
                 perf_counter() - begun, rank, polish_s,
             ),
             "pareto": _front(judge, trials, chosen),
-            "assumptions": _assumptions(machines, bound),
+            "assumptions": (*_choice(spec, rank, chosen, machines), *_assumptions(machines, bound)),
             "warnings": (
                 *figures["warnings"], *_shortfalls(spec, figures),
                 *([CUT_SHORT] if judge.cut_short else []),
@@ -292,7 +305,41 @@ def _shortfalls(spec: Spec, figures: dict[str, Any]) -> tuple[str, ...]:
     return tuple(
         f"the best placement found misses the objectives: {line}; lower the load, loosen the "
         "bounds or add nodes"
-        for line in _shortfalls_of(spec.slo.classes, figures)
+        for line in _misses(spec, figures)
+    )
+
+
+def _misses(spec: Spec, figures: dict[str, Any]) -> list[str]:
+    return _shortfalls_of(spec.slo.classes, figures)
+
+
+def node_prices(spec: Spec) -> Floats:
+    """Return dollars an hour of each node, shape (n,)."""
+    groups = spec.cluster.nodes
+    prices = [g.gpus_per_node * spec.cluster.usd_per_gpu_hour(i) for i, g in enumerate(groups)]
+    return np.repeat(np.array(prices, np.float64), [group.count for group in groups])
+
+
+def _choice(spec: Spec, rank: Rank, chosen: Trial, machines: Machines) -> tuple[str, ...]:
+    """What the objective made of the choice of nodes."""
+    unused = [
+        name
+        for name, count in zip(machines.names, chosen.candidate.placement.count, strict=True)
+        if not count
+    ]
+    left_out = f"nodes left out: {', '.join(unused)}" if unused else "no node is left out"
+    if spec.objective != "cost":
+        return (
+            f"objective {spec.objective}: the best placement found, whatever it costs",
+            left_out,
+        )
+    if rank == "flow":
+        return ("the largest flow, whatever it costs: --rank flow leaves out no node to save",
+                left_out)  # fmt: skip
+    return (
+        "objective cost: nodes were left out, the dearest first, as long as simulation met the "
+        "objectives; a cheaper set may exist",
+        left_out,
     )
 
 
