@@ -93,11 +93,11 @@ def solve_arcs(
         known = np.full(program.size[1], np.nan)
         known[count], known[flow] = 0.0, 0.0
         number = {arc: i for i, arc in enumerate(zip(kind, begin, k, strict=True))}
-        for node in np.flatnonzero(placement.count):
-            held_there = (machines.kind_of[node], placement.first[node], placement.count[node])
+        for used in np.flatnonzero(placement.count):
+            held_there = (machines.kind_of[used], placement.first[used], placement.count[used])
             if held_there in number:
                 known[count[number[held_there]]] += 1
-                known[flow[number[held_there]]] += through[node]
+                known[flow[number[held_there]]] += through[used]
     found = program.solve(
         time_limit_s=time_limit_s, relax=relax, relative_gap=1e-6, start=known, seed=seed
     )
