@@ -23,8 +23,8 @@ from gpusched.planning.layers.flow import Network, network_of, reroute, solve_fl
 from gpusched.planning.layers.improve import improve
 from gpusched.planning.layers.judge import Trial
 from gpusched.planning.layers.milp import prune, solve_milp, stop_near
-from gpusched.planning.layers.planner import by_program, polished, verify
-from gpusched.planning.layers.polish import bottleneck_nodes, polish
+from gpusched.planning.layers.planner import polished, verify
+from gpusched.planning.layers.polish import bottleneck_nodes, by_program, polish
 from gpusched.planning.layers.spread import spread_flow
 from gpusched.planning.layers.stages import StageSets, best_stages, place_stages
 from gpusched.solve.flow import max_flow

@@ -21,7 +21,7 @@ from gpusched.planning.layers.feasible import check_feasible, merged
 from gpusched.planning.layers.flow import Network, network_of, solve_flow
 from gpusched.planning.layers.improve import improve
 from gpusched.planning.layers.judge import SMALLEST_FLOW, Judge, Trial
-from gpusched.planning.layers.polish import Polished, polish
+from gpusched.planning.layers.polish import PROGRAM_BOUND, by_program
 from gpusched.planning.layers.throughput import Workload, throughput
 from gpusched.sim.pipelines.deploy import plan_machines, plan_metrics, simulate_plan
 from gpusched.sim.pipelines.result import PipelineResult
@@ -38,10 +38,6 @@ TIME_LIMIT_S = 60.0
 ROUTERS = ("iwrr", "swarm", "shortest-queue")
 """Policies tried on the chosen placement."""
 MOST_ALTERNATIVES = 12
-PROGRAM_BOUND = (
-    "the program of layers and flows, without partial inference",
-    "the program of layers and flows",
-)
 CUT_SHORT = (
     "the time limit ended the search: this is the best plan so far, and another run may find another; "
     "raise --time-limit"
@@ -154,25 +150,6 @@ def place_layers(
     return LayerAnswer(
         plan, result, machines, chosen.candidate.placement, chosen.flows, tuple(trials)
     )
-
-
-def by_program(
-    network: Network, found: list[Candidate], bound: Bound, seconds: float, seed: int,
-    progress: Callable[[str], None] = lambda message: None,
-) -> tuple[Polished, list[Candidate]]:  # fmt: skip
-    """Return what Helix's program makes of the largest flow within the time, and the candidates
-    with it, if it is better, in front."""
-    best = found[0]
-    solved = polish(
-        network, best.placement, partial_inference=best.partial_inference,
-        bound=bound.tokens_per_s, time_limit_s=seconds, seed=seed, progress=progress,
-    )  # fmt: skip
-    if solved.tokens_per_s <= best.tokens_per_s * (1 + 1e-9):
-        return solved, found
-    better = Candidate(
-        f"program from: {best.name}", solved.placement, solved.tokens_per_s, best.partial_inference
-    )
-    return solved, [better, *found]
 
 
 def polished(network: Network, candidate: Candidate, seed: int, time_limit_s: float) -> Candidate:

@@ -12,6 +12,8 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusched.planning.layers.bounds import Bound
+from gpusched.planning.layers.candidates import Candidate
 from gpusched.planning.layers.flow import Network, solve_flow
 from gpusched.planning.layers.milp import MilpResult, solve_milp, stop_near
 from gpusched.timing.machines import Placement
@@ -28,6 +30,13 @@ ENOUGH = 0.995
 """Share of the bound at which there is nothing left to gain (Helix's rule)."""
 GAIN = 1e-6
 """Relative gain that counts."""
+
+
+PROGRAM_BOUND = (
+    "the program of layers and flows, without partial inference",
+    "the program of layers and flows",
+)
+"""Names of its bound, by whether partial inference is allowed."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,25 @@ def polish(
                 break
             size += 1
     return Polished(best, flow, max(proved, flow), parts, perf_counter() - begun)
+
+
+def by_program(
+    network: Network, found: list[Candidate], bound: Bound, seconds: float, seed: int,
+    progress: Callable[[str], None] = lambda message: None,
+) -> tuple[Polished, list[Candidate]]:  # fmt: skip
+    """Return what Helix's program makes of the largest flow within the time, and the candidates
+    with it, if it is better, in front."""
+    best = found[0]
+    solved = polish(
+        network, best.placement, partial_inference=best.partial_inference,
+        bound=bound.tokens_per_s, time_limit_s=seconds, seed=seed, progress=progress,
+    )  # fmt: skip
+    if solved.tokens_per_s <= best.tokens_per_s * (1 + 1e-9):
+        return solved, found
+    better = Candidate(
+        f"program from: {best.name}", solved.placement, solved.tokens_per_s, best.partial_inference
+    )
+    return solved, [better, *found]
 
 
 def bottleneck_nodes(
