@@ -71,7 +71,8 @@ def place_layers(
     local search, each change simulated; ``rank="flow"`` goes by the maximum flow alone. With
     ``polish_s`` seconds Helix's program first improves the largest flow and its bound.
     With the objective cost, nodes that the objectives do not need are then left out. Results
-    depend on ``seed`` alone unless the time limit ends the search, of which a warning tells.
+    depend on ``seed`` alone unless the time limit ends the search, of which a warning tells, or
+    ``polish_s`` ends before the program does.
 
     Raises:
         InputError: the workload cannot be read.
