@@ -88,3 +88,42 @@ def test_infeasible_fleets_are_explained(monkeypatch, capsys, spec, changes, wor
     assert not out
     for word in words:
         assert word in err
+
+
+def test_program_improves_bound_and_flow_or_keeps_them(monkeypatch, capsys, spec):
+    """Out of time or not, the plan is at least as good and says its gap."""
+    found = {}
+    for seconds in (0, 1):
+        code, out, _ = call(
+            monkeypatch, capsys, spec(), "--rank", "flow", "--polish", seconds, "--json"
+        )
+        assert code == 0
+        found[seconds] = json.loads(out)["certificate"]
+    assert found[1]["value"] >= found[0]["value"] * (1 - 1e-9)
+    assert found[1]["bound"] <= found[0]["bound"] * (1 + 1e-9)
+    assert found[1]["bound"] >= found[1]["value"] * (1 - 1e-9)
+    assert found[1]["gap"] >= 0
+    assert "program of layers and flows" in found[1]["solver"]
+    assert "program of layers" not in found[0]["solver"]
+
+
+@pytest.mark.parametrize("objective", ["cost", "goodput"])
+def test_cost_leaves_nodes_out_and_says_so(monkeypatch, capsys, spec, objective):
+    path = spec()
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values["objective"] = objective
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    code, out, _ = call(monkeypatch, capsys, path, "--json", "--time-limit", 2)
+    assert code == 0
+    plan = json.loads(out)
+    used = {node["node"] for node in plan["layers"]["nodes"]}
+    assert plan["predicted"]["slo_attainment"] >= 0.9
+    text = " ".join(plan["assumptions"])
+    assert f"objective {objective}" in text
+    if objective == "cost":
+        assert len(used) < 16
+        left_out = next(line for line in plan["assumptions"] if line.startswith("nodes left out"))
+        assert len(left_out.split(", ")) == 16 - len(used)
+        assert not any(
+            name in used for name in left_out.removeprefix("nodes left out: ").split(", ")
+        )

@@ -1,6 +1,6 @@
 """Placement of layers: the digest's worked instances, brute force, invariants, the Helix figures."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -17,14 +17,18 @@ from gpusched.planning.layers.bounds import (
     work_bound,
 )
 from gpusched.planning.layers.candidates import Candidate, candidates
+from gpusched.planning.layers.cheaper import leave_out
 from gpusched.planning.layers.check import check_placement
 from gpusched.planning.layers.flow import Network, network_of, reroute, solve_flow
 from gpusched.planning.layers.improve import improve
-from gpusched.planning.layers.milp import prune, solve_milp
+from gpusched.planning.layers.judge import Trial
+from gpusched.planning.layers.milp import prune, solve_milp, stop_near
 from gpusched.planning.layers.planner import polished, verify
+from gpusched.planning.layers.polish import bottleneck_nodes, by_program, polish
 from gpusched.planning.layers.spread import spread_flow
 from gpusched.planning.layers.stages import StageSets, best_stages, place_stages
 from gpusched.solve.flow import max_flow
+from gpusched.solve.milp import Incumbent
 from gpusched.timing.layers import LayerProfile
 from gpusched.timing.machines import Machines, Placement
 
@@ -77,6 +81,159 @@ def test_toy_optimum(link, best, partial):
     found = solve_milp(network, partial_inference=partial, time_limit_s=20)
     assert found.tokens_per_s == pytest.approx(best)
     assert found.solution.status == "optimal"
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_full_form_has_the_same_optimum(partial):
+    network = toy(5.0)
+    found = solve_milp(network, partial_inference=partial, full=True, time_limit_s=20)
+    assert found.solution.status == "optimal"
+    assert found.tokens_per_s == pytest.approx(15)
+    assert found.bound == pytest.approx(15)
+
+
+def late() -> tuple[Network, Placement]:
+    """A start that needs partial inference."""
+    network = fleet([(20, 10), (18, 9)], [0, 0, 1, 1], 3)
+    return network, Placement(np.array([0, 1, 0, 0]), np.array([2, 2, 0, 0]))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("partial", [False, True])
+def test_start_is_accepted_whole(partial, full):
+    """With every node's layers fixed the only solution is the start, and the solver agrees."""
+    network, start = (
+        late() if partial else (toy(), Placement(np.array([0, 0, 2]), np.array([4, 2, 2])))
+    )
+    own = solve_flow(network, start, partial_inference=partial).tokens_per_s
+    assert own > 0
+    found = solve_milp(
+        network, partial_inference=partial, full=full, start=start,
+        free=np.zeros(network.n, np.bool_), time_limit_s=10,
+    )  # fmt: skip
+    assert found.solution.status == "optimal"
+    assert found.solution.objective == pytest.approx(own)
+    assert found.bound == np.inf
+
+
+def test_start_is_never_lost():
+    """However little time there is, pruned or not."""
+    network = fleet([(40, 20, 13, 10), (24, 12)], [0] * 4 + [1] * 6, 12)
+    start = candidates(network)[0]
+    for links in (None, prune(network, keep=2)):
+        for seconds in (0.0, 1.0):
+            found = solve_milp(network, start=start.placement, links=links, time_limit_s=seconds)
+            assert found.tokens_per_s >= start.tokens_per_s * (1 - 1e-9)
+            assert found.solution.objective >= start.tokens_per_s * (1 - 1e-6)
+            assert found.bound >= found.tokens_per_s * (1 - 1e-6)
+    assert found.bound == np.inf
+
+
+@settings(max_examples=8)
+@given(kinds=st.lists(st.integers(0, 1), min_size=2, max_size=3), layers=st.integers(2, 3),
+       link=st.sampled_from([1e9, 12.0, 3.0]), partial=st.booleans())  # fmt: skip
+def test_polish_reaches_brute_force_from_any_start(kinds, layers, link, partial):
+    network = fleet([(30, 14, 9), (22, 10)], kinds, layers, link)
+    best = brute_force(network, partial)
+    nothing = Placement(np.zeros(network.n, np.int64), np.ones(network.n, np.int64))
+    found = polish(network, nothing, partial_inference=partial, time_limit_s=20)
+    assert found.tokens_per_s == pytest.approx(best, rel=0.0051)
+    assert found.bound >= best * (1 - 1e-6)
+    assert found.gap <= 0.0051
+
+
+def test_polish_lays_a_part_anew():
+    """The mixed optimum, by one part alone."""
+    network = toy()
+    start = Placement(np.array([0, 0, 2]), np.array([2, 2, 2]))
+    free = np.array([True, False, False])
+    found = solve_milp(network, start=start, free=free, time_limit_s=10)
+    assert found.placement is not None
+    assert np.array_equal(found.placement.first[1:], start.first[1:])
+    assert np.array_equal(found.placement.count[1:], start.count[1:])
+    assert found.tokens_per_s == pytest.approx(22)
+
+
+def test_parts_hold_the_bottleneck():
+    network = toy()
+    start = Placement(np.array([0, 0, 2]), np.array([2, 2, 2]))
+    flow = solve_flow(network, start)
+    free = bottleneck_nodes(network, start, 2, np.random.default_rng(0))
+    assert free.sum() == 2
+    ends = {node for link in flow.cut_links for node in link if node < 3}
+    assert (set(flow.cut_nodes) | ends) & set(np.flatnonzero(free).tolist())
+
+
+def test_program_puts_what_it_finds_first():
+    network = toy()
+    stages = [c for c in candidates(network) if c.name.startswith("stages")]
+    bound = upper_bound(network.tables, np.array([1, 2]), 4)
+    solved, found = by_program(network, stages, bound, 10.0, 0)
+    assert found[0].tokens_per_s == pytest.approx(22)
+    assert found[1:] == stages
+    assert solved.bound >= 22 * (1 - 1e-9)
+    assert verify(network, found[0]) == []
+    # no time: what there was
+    solved, found = by_program(network, stages, bound, 0.0, 0)
+    assert found == stages
+    assert solved.bound == pytest.approx(bound.tokens_per_s)
+
+
+def test_rule_to_stop():
+    stop = stop_near(100.0, near=0.9, patience_s=10.0, enough=0.99)
+    assert stop(Incumbent(1.0, 99.5, 100.0, 0.0))
+    assert stop(Incumbent(20.0, 91.0, 100.0, 11.0))
+    assert not stop(Incumbent(20.0, 91.0, 100.0, 9.0))
+    assert not stop(Incumbent(99.0, 89.0, 100.0, 90.0))
+    assert not stop(Incumbent(99.0, -np.inf, 100.0, 90.0))
+
+
+class FlowJudge:
+    """A judge that goes by the flow."""
+
+    def __init__(self, network):
+        self.network, self.cut_short = network, False
+
+    def trial(self, candidate, routing="iwrr"):
+        assert verify(self.network, candidate) == []
+        flows = solve_flow(self.network, candidate.placement).flows
+        return Trial(candidate, flows, {}, candidate.tokens_per_s, routing)
+
+
+@pytest.mark.parametrize(("asked", "usd"), [(9.0, 2.0), (21.0, 4.0), (60.0, 12.0)])
+def test_nodes_not_needed_are_left_out(asked, usd):
+    """One node of four layers costs 2 and carries 10; two of two layers cost 1 each and carry 12."""
+    network = fleet([(40, 20, 13, 10), (24, 12)], [0, 0, 0, 1, 1, 1, 1, 1, 1], 4)
+    prices = np.array([2.0] * 3 + [1.0] * 6)
+    judge = FlowJudge(network)
+    start = judge.trial(candidates(network)[0])
+    assert start.score >= asked
+    steps = leave_out(judge, start, prices, lambda t: t.score >= asked, np.inf)
+    spent = [float(prices[t.candidate.placement.count > 0].sum()) for t in steps]
+    assert all(trial.score >= asked for trial in steps)
+    assert all(more > less for more, less in pairwise(spent))
+    assert spent[-1] == usd
+    assert not judge.cut_short
+
+
+def test_leaving_out_ends_with_the_time():
+    network = fleet([(40, 20, 13, 10)], [0, 0, 0], 4)
+    judge = FlowJudge(network)
+    start = judge.trial(candidates(network)[0])
+    assert leave_out(judge, start, np.ones(3), lambda t: True, 0.0) == [start]
+    assert judge.cut_short
+    # free nodes stay
+    assert leave_out(judge, start, np.zeros(3), lambda t: True, np.inf) == [start]
+
+
+def test_arc_form_starts_from_a_placement():
+    network = fleet([(40, 20, 13, 10), (24, 12)], [0] * 4 + [1] * 6, 12)
+    start = candidates(network)[0]
+    through = solve_flow(network, start.placement).flows[:, : network.n].sum(axis=0)
+    found = solve_arcs(
+        network.machines, network.tables, start=(start.placement, through), time_limit_s=0.0
+    )
+    assert found.solution.objective >= start.tokens_per_s * (1 - 1e-6)
 
 
 def test_arc_form_agrees_with_brute_force_on_a_free_network():

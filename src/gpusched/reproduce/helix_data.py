@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from configparser import ConfigParser
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -33,6 +34,8 @@ CLUSTERS = {
     "hetero42": "helix_cluster_high_heterogeneity42.ini",
     "quality10": "helix_cluster10.ini",
 }
+IN_FLIGHT = {"single24": 180, "geo24": 180, "hetero42": 500}
+"""Requests that the artifact keeps in flight under routers other than Helix's."""
 KINDS = ("a100", "v100", "l4", "l4x2", "t4", "t4x2", "t4x4")
 _START = {
     "llama2_70b": (80.0, 40.0, 20.0, 30.0, 12.5, 20.0, 30.0),
@@ -53,9 +56,23 @@ def published() -> dict[str, Any]:
 
 
 def published_layout(cluster: str, method: str) -> Placement:
-    """Return a layout of LLaMA-70B by ``ilp`` (Helix), ``swarm`` or ``petals``."""
+    """Return a layout of LLaMA-70B by ``ilp`` (Helix), ``swarm`` or ``petals``, or that of the
+    artifact's comparison of routers, ``routing``."""
     rows = np.array(published()["layouts"][cluster][method], np.int64)
     return Placement(rows[:, 0].copy(), rows[:, 1].copy())
+
+
+def routing_machines(machines: Machines, cluster: str) -> Machines:
+    """Return the cluster with the links that the artifact's comparison of routers has, fewer than
+    its layout allows; all of them where none was published."""
+    links = published()["routing_links"].get(cluster)
+    if links is None:
+        return machines
+    bandwidth = np.zeros_like(machines.bandwidth_bytes_per_s)
+    origin, to = np.array(links, np.int64).T
+    bandwidth[origin, to] = machines.bandwidth_bytes_per_s[origin, to]
+    np.fill_diagonal(bandwidth, np.inf)
+    return replace(machines, bandwidth_bytes_per_s=bandwidth)
 
 
 def machines_of(folder: Path, cluster: str, model: str = "llama2_70b") -> Machines:

@@ -13,9 +13,12 @@ from gpusched.planning.layers.improve import improve
 from gpusched.planning.layers.spread import spread_flow
 from gpusched.policies.routing.pipelines import pipeline_routing
 from gpusched.reproduce.helix_data import (
+    IN_FLIGHT,
     batch_limits,
     machines_of,
+    published,
     published_layout,
+    routing_machines,
     throughput_of,
 )
 from gpusched.sim.pipelines import OfflineFeed, simulate_pipelines, summarize
@@ -87,18 +90,26 @@ def measure(
     partial: bool = False,
     drop: bool = True,
     routing: str = "iwrr",
+    in_flight: int | None = None,
 ) -> Figures:
     """Simulate a placement; ``even`` spreads its flow, ``drop`` rejects what finds no pipeline at
-    once as the artifact does."""
+    once as the artifact does. As there, requests come as the KV cache has room or, under other
+    routers than Helix's, ``in_flight`` of them are served at any time and nobody looks at the
+    cache."""
     flow = solve_flow(network, placement, partial_inference=partial)
     flows = spread_flow(network, placement, partial_inference=partial)[1] if even else flow.flows
-    policy = replace(pipeline_routing(routing), kv_high_water=0.85, output_share=1.0)
+    policy = replace(
+        pipeline_routing(routing), kv_high_water=0.85, output_share=1.0, mask_kv=in_flight is None
+    )
+    feed = OfflineFeed(20, 0.8, 0.1, drop)
+    if in_flight is not None:
+        feed = OfflineFeed(in_flight, None, 0.1)
     rows = []
     for seed in seeds:
         result = simulate_pipelines(
             network.machines, placement, flows, requests(task.lengths, seed),
             routing=policy, partial_inference=partial,
-            offline=OfflineFeed(20, 0.8, 0.1, drop), warmup_s=WARMUP_S, duration_s=window_s,
+            offline=feed, warmup_s=WARMUP_S, duration_s=window_s,
             limits=batch_limits(network.machines, placement), mean_output_tokens=240, seed=seed,
         )  # fmt: skip
         figures = summarize(result)
@@ -114,6 +125,32 @@ def measure(
     return Figures(name, stages, flow.tokens_per_s, float(decode), float(prompt_s), float(decode_s))
 
 
+def routing_figures(task: Task) -> list[Figures]:
+    """Return figures of routers on one placement: the artifact's layout and links for this where it
+    has one, else its main layout."""
+    layouts = published()["layouts"][task.cluster]
+    layout = published_layout(task.cluster, "routing" if "routing" in layouts else "ilp")
+    machines = machines_of(task.folder, task.cluster)
+    network = network_of(routing_machines(machines, task.cluster), throughput_of(machines))
+    as_published: list[tuple[str, int | None]] = [("iwrr", None)]
+    as_published += [
+        (name, IN_FLIGHT[task.cluster]) for name in ("swarm", "random", "shortest-queue")
+    ]
+    alike: list[tuple[str, int | None]] = [("swarm", None), ("iwrr", IN_FLIGHT[task.cluster])]
+    return [
+        measure(task, network, routing_name(router, in_flight), layout, seeds=task.seeds,
+                even=False, routing=router, in_flight=in_flight)
+        for router, in_flight in (*as_published, *alike)
+    ]  # fmt: skip
+
+
+def routing_name(router: str, in_flight: int | None) -> str:
+    """Return the name of a router's figures."""
+    return f"routing: {router}, " + (
+        "fed by KV cache" if in_flight is None else f"{in_flight} in flight"
+    )
+
+
 def run_cluster(task: Task) -> tuple[list[Figures], float]:
     """Return figures of the published placements and of ours, and the largest flow found.
 
@@ -127,14 +164,12 @@ def run_cluster(task: Task) -> tuple[list[Figures], float]:
         measure(task, network, "Helix MILP", layout, seeds=task.seeds, even=False),
         measure(task, network, "Helix MILP, flow spread", layout, seeds=task.seeds),
         measure(task, network, "SWARM", published_layout(task.cluster, "swarm"),
-                seeds=task.seeds, even=False, routing="swarm"),
+                seeds=task.seeds, even=False, routing="swarm",
+                in_flight=IN_FLIGHT[task.cluster]),
         measure(task, network, "PETALS", published_layout(task.cluster, "petals"),
                 seeds=task.seeds, even=False, partial=True),
     ]  # fmt: skip
-    rows.append(
-        measure(task, network, "Helix MILP, SWARM routing", layout, seeds=task.seeds, even=False,
-                routing="swarm")
-    )  # fmt: skip
+    rows += routing_figures(task)
     base = measure(
         task, network, "", layout, seeds=(SEARCH_SEED,), window_s=SEARCH_WINDOW_S, even=False
     )

@@ -22,6 +22,13 @@ def layers(
     time_limit: Annotated[
         float, typer.Option("--time-limit", help="Seconds for simulating placements.", min=0.0)
     ] = 60.0,
+    polish: Annotated[
+        float,
+        typer.Option(
+            help="Seconds for Helix's mixed-integer program to improve the largest flow and its bound.",
+            min=0.0,
+        ),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of generated traffic and random choices.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
@@ -39,8 +46,9 @@ def layers(
     progress = Progress()
     try:
         answer = place_layers(
-            read_spec(spec), seed=seed, time_limit_s=time_limit, rank=rank, progress=progress
-        )
+            read_spec(spec), seed=seed, time_limit_s=time_limit, rank=rank, polish_s=polish,
+            progress=progress,
+        )  # fmt: skip
     finally:
         progress.done()
     if output is not None:

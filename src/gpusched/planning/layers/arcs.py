@@ -28,6 +28,7 @@ def solve_arcs(
     tables: tuple[Floats, ...],
     *,
     partial_inference: bool = False,
+    start: tuple[Placement, Floats] | None = None,
     least: float = 0.0,
     bound: float = np.inf,
     time_limit_s: float = 60.0,
@@ -38,6 +39,7 @@ def solve_arcs(
 
     Args:
         partial_inference: whether flow may go back to a boundary before, to enter a node late.
+        start: a placement to start from and the tokens/s through each of its nodes.
         least: only flows above this are of interest; infeasible if there is none.
         relax: solve the linear relaxation; its value bounds every placement's.
     """
@@ -85,7 +87,20 @@ def solve_arcs(
         np.concatenate((count[covering], np.repeat(total, layers))),
         np.concatenate((rate[covering], -np.ones(layers))), lower=0.0, count=layers,
     )  # fmt: skip
-    found = program.solve(time_limit_s=time_limit_s, relax=relax, relative_gap=1e-6, seed=seed)
+    known = None
+    if start is not None:
+        placement, through = start
+        known = np.full(program.size[1], np.nan)
+        known[count], known[flow] = 0.0, 0.0
+        number = {arc: i for i, arc in enumerate(zip(kind, begin, k, strict=True))}
+        for used in np.flatnonzero(placement.count):
+            held_there = (machines.kind_of[used], placement.first[used], placement.count[used])
+            if held_there in number:
+                known[count[number[held_there]]] += 1
+                known[flow[number[held_there]]] += through[used]
+    found = program.solve(
+        time_limit_s=time_limit_s, relax=relax, relative_gap=1e-6, start=known, seed=seed
+    )
     if relax or not len(found.values):
         return ArcResult(None, found)
     chosen = found.values[count].round().astype(np.int64)

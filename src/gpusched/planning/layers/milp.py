@@ -3,7 +3,7 @@
 Every node has a first layer, one of several numbers of layers, and flows on links that a binary
 opens where the layers follow one another. Beside the paper's rows: a link carries no more than its
 ends can (instead of 5e8), all layers' work is at least L times the flow, and the flow's bound. A
-branch-and-bound solver closes little of the gap on more than a few nodes; use it to polish.
+branch-and-bound solver closes little of the gap on more than a few nodes; ``polish`` makes use of it.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,8 @@ class MilpResult:
     placement: Placement | None
     tokens_per_s: float
     solution: Solution
+    bound: float
+    """A flow that no placement of this form exceeds; infinite where links or nodes were left out."""
 
 
 def prune(network: Network, keep: int = KEPT_LINKS) -> Flags:
@@ -58,24 +60,40 @@ def solve_milp(
     network: Network,
     *,
     partial_inference: bool = False,
+    full: bool = False,
     start: Placement | None = None,
+    free: Flags | None = None,
     links: Flags | None = None,
     bound: float = np.inf,
     time_limit_s: float = 60.0,
     stop: Callable[[Incumbent], bool] | None = None,
     seed: int = 0,
 ) -> MilpResult:
-    """Solve the program; equation numbers are those of the design notes (A-1 to A-12).
+    """Solve the program. The placement is never worse than ``start``, whatever the limits.
 
     Args:
-        start: a placement to start from.
-        links: links to consider; all if not given.
+        full: whether links must be open, not only may, where layers follow one another. This cuts
+            off no placement and helps no flow; Helix leaves it out as redundant.
+        start: a placement to start from; its layers and flows are given to the solver whole.
+        free: nodes whose layers may differ from ``start``, shape (n,); all if not given.
+        links: links to consider beside those of ``start``; all if not given.
         bound: a flow known not to be exceeded.
+        stop: asked now and then whether the solution is good enough; see ``stop_near``.
     """
     n, layers = network.n, network.machines.layers
     most = np.minimum(network.most, layers)
-    kept = links if links is not None else network.links > 0
-    origin, to = np.nonzero(kept & (network.links > 0))
+    kept = network.links > 0
+    if links is not None:
+        kept = kept & links
+        if start is not None:
+            kept |= open_links(network, start, partial_inference=partial_inference)
+    whole = np.array_equal(kept, network.links > 0) and free is None
+    if start is not None and free is not None:
+        # between nodes that stay, links stay open or closed
+        moves = np.append(free, False)
+        kept = kept & (moves[:, None] | moves[None, :])
+        kept |= open_links(network, start, partial_inference=partial_inference)
+    origin, to = np.nonzero(kept)
     fastest = np.array([network.table(i).max(initial=0.0) for i in range(n)] + [np.inf])
     capacity = np.minimum(
         np.minimum(network.links[origin, to], bound), np.minimum(fastest[origin], fastest[to])
@@ -103,25 +121,71 @@ def solve_milp(
                 np.concatenate((np.full(enters.sum(), float(layers)), -work)), upper=0.0)  # fmt: skip
     if np.isfinite(bound):
         program.row(flow[enters], upper=bound)
-    _ends(program, origin, to, n, layers, first, held, node_of, k, opens)
+    _ends(program, origin, to, n, layers, first, held, node_of, k, opens, full)
     inner = np.flatnonzero(~enters & (to < n))
-    links_of = _Inner(inner, origin[inner], to[inner])
+    between = _Inner(inner, origin[inner], to[inner])
     if partial_inference:
-        _follow_partly(program, links_of, layers, first, held, node_of, k, opens)
+        begins, goes_on = _follow_partly(
+            program, between, layers, first, held, node_of, k, opens, full
+        )
     else:
-        _follow(program, links_of, layers, first, held, node_of, k, opens)
+        _follow(program, between, layers, first, held, node_of, k, opens)
     known = None
     if start is not None:
-        known = _start(network, start, program.size[1], first, held, node_of, k)
+        begin, count = _whole(start, layers)
+        end = begin + count
+        known = np.full(program.size[1], np.nan)
+        known[first], known[held] = begin, k == count[node_of]
+        known[flow] = solve_flow(network, start, partial_inference=partial_inference).flows[
+            origin, to
+        ]
+        before, after = end[between.origin], begin[between.to]
+        follows = after == before
+        if partial_inference:
+            known[begins] = after <= before
+            known[goes_on] = before < end[between.to]
+            follows = (after <= before) & (before < end[between.to])
+        known[opens[inner]] = follows
+        known[opens[enters]] = begin[to[enters]] == 0
+        known[opens[to == n]] = end[origin[to == n]] == layers
+        if free is not None:
+            fixed = np.concatenate((first[~free], held[~free[node_of]]))
+            program.rows(np.arange(len(fixed)), fixed, 1.0, lower=known[fixed], upper=known[fixed])
     found = program.solve(
         time_limit_s=time_limit_s, relative_gap=1e-4, start=known, stop=stop, seed=seed
     )
+    proved = found.bound if whole else np.inf
+    own = 0.0
+    if start is not None:
+        own = solve_flow(network, start, partial_inference=partial_inference).tokens_per_s
     if not len(found.values):
-        return MilpResult(start, _flow(network, start, partial_inference), found)
+        return MilpResult(start, own, found, proved)
     count = np.zeros(n, np.int64)
     np.add.at(count, node_of, (k * found.values[held].round()).astype(np.int64))
     placement = Placement(found.values[first].round().astype(np.int64), count)
-    return MilpResult(placement, _flow(network, placement, partial_inference), found)
+    reached = solve_flow(network, placement, partial_inference=partial_inference).tokens_per_s
+    if start is not None and own >= reached:
+        return MilpResult(start, own, found, proved)
+    return MilpResult(placement, reached, found, proved)
+
+
+def stop_near(
+    bound: float, *, near: float = 0.95, patience_s: float = 100.0, enough: float = 0.995
+) -> Callable[[Incumbent], bool]:
+    """Return Helix's rule to stop: at ``enough`` of a bound, or at ``near`` of it once nothing
+    better has come for ``patience_s``."""
+
+    def stop(seen: Incumbent) -> bool:
+        waited = seen.objective >= near * bound and seen.since_better_s >= patience_s
+        return waited or seen.objective >= enough * bound
+
+    return stop
+
+
+def _whole(placement: Placement, layers: int) -> tuple[Ints, Ints]:
+    """First layers and numbers of layers where every node must hold some: unused ones the last."""
+    used = placement.count > 0
+    return np.where(used, placement.first, layers - 1), np.where(used, placement.count, 1)
 
 
 @dataclass(frozen=True)
@@ -161,9 +225,9 @@ def _end(of: Ints, first: Ints, held: Ints, node_of: Ints, k: Ints, sign: float)
 
 def _ends(
     program: Program, origin: Ints, to: Ints, n: int, layers: int, first: Ints, held: Ints,
-    node_of: Ints, k: Ints, opens: Ints,
+    node_of: Ints, k: Ints, opens: Ints, full: bool,
 ) -> None:  # fmt: skip
-    """Requests enter at layer 0 (A-7) and leave after the last (A-8)."""
+    """Requests enter at layer 0 and leave after the last."""
     enter = np.flatnonzero(origin == n)
     rows = np.arange(len(enter))
     _rows(program, len(enter), [(rows, first[to[enter]], 1.0), (rows, opens[enter], float(layers))],
@@ -173,13 +237,21 @@ def _ends(
     _rows(program, len(leave), [(rows, opens[leave], float(layers)),
                                 *_end(origin[leave], first, held, node_of, k, -1.0)],
           upper=0.0)  # fmt: skip
+    if full:
+        rows = np.arange(len(enter))
+        _rows(program, len(enter), [(rows, first[to[enter]], 1.0), (rows, opens[enter], 1.0)],
+              lower=1.0)  # fmt: skip
+        rows = np.arange(len(leave))
+        _rows(program, len(leave), [(rows, opens[leave], 1.0 - layers),
+                                    *_end(origin[leave], first, held, node_of, k, 1.0)],
+              upper=layers - 1.0)  # fmt: skip
 
 
 def _follow(
     program: Program, links: _Inner, layers: int, first: Ints, held: Ints, node_of: Ints, k: Ints,
     opens: Ints,
 ) -> None:  # fmt: skip
-    """An open link joins an end to the same first layer (A-9)."""
+    """An open link joins an end to the same first layer."""
     rows = np.arange(len(links.link))
     for sign in (1.0, -1.0):
         terms: Terms = [
@@ -192,9 +264,10 @@ def _follow(
 
 def _follow_partly(
     program: Program, links: _Inner, layers: int, first: Ints, held: Ints, node_of: Ints, k: Ints,
-    opens: Ints,
-) -> None:  # fmt: skip
-    """An open link leads to a node that begins no later than the end and goes on (A-10 to A-12)."""
+    opens: Ints, full: bool,
+) -> tuple[Ints, Ints]:  # fmt: skip
+    """An open link leads to a node that begins no later than the end and goes on; return the
+    variables that tell so."""
     rows = np.arange(len(links.link))
     beyond = float(layers + 1)
     begins = program.variables(len(rows), upper=1.0, integer=True)
@@ -208,27 +281,14 @@ def _follow_partly(
           lower=1.0 - beyond)  # fmt: skip
     _rows(program, len(rows), [(rows, opens[links.link], 2.0), (rows, begins, -1.0),
                                (rows, goes_on, -1.0)], upper=0.0)  # fmt: skip
-
-
-def _start(
-    network: Network, start: Placement, size: int, first: Ints, held: Ints, node_of: Ints, k: Ints
-) -> Floats:
-    """The layers of a placement; unused nodes hold the last layer, and flows are left to find."""
-    used = start.count > 0
-    begin = np.where(used, start.first, network.machines.layers - 1)
-    count = np.where(used, start.count, 1)
-    known = np.full(size, np.nan)
-    known[first] = begin
-    known[held] = (k == count[node_of]).astype(np.float64)
-    return known
-
-
-def _flow(network: Network, placement: Placement | None, partial_inference: bool) -> float:
-    if placement is None:
-        return 0.0
-    return solve_flow(network, placement, partial_inference=partial_inference).tokens_per_s
-
-
-def links_of(network: Network, placement: Placement, *, partial_inference: bool = False) -> Flags:
-    """Return the links a placement uses, for ``links`` beside those kept by pruning."""
-    return open_links(network, placement, partial_inference=partial_inference)
+    if full:
+        _rows(program, len(rows), [(rows, begins, beyond), (rows, first[links.to], 1.0),
+                                   *_end(links.origin, first, held, node_of, k, -1.0)],
+              lower=1.0)  # fmt: skip
+        _rows(program, len(rows), [(rows, goes_on, beyond),
+                                   *_end(links.to, first, held, node_of, k, -1.0),
+                                   *_end(links.origin, first, held, node_of, k, 1.0)],
+              lower=0.0)  # fmt: skip
+        _rows(program, len(rows), [(rows, begins, 1.0), (rows, goes_on, 1.0),
+                                   (rows, opens[links.link], -1.0)], upper=1.0)  # fmt: skip
+    return begins, goes_on

@@ -15,11 +15,13 @@ from gpusched.domain.spec import Spec
 from gpusched.errors import InfeasibleError
 from gpusched.planning.layers.bounds import Bound, upper_bound
 from gpusched.planning.layers.candidates import Candidate, candidates
+from gpusched.planning.layers.cheaper import leave_out
 from gpusched.planning.layers.check import check_placement
 from gpusched.planning.layers.feasible import check_feasible, merged
 from gpusched.planning.layers.flow import Network, network_of, solve_flow
 from gpusched.planning.layers.improve import improve
 from gpusched.planning.layers.judge import SMALLEST_FLOW, Judge, Trial
+from gpusched.planning.layers.polish import PROGRAM_BOUND, by_program
 from gpusched.planning.layers.throughput import Workload, throughput
 from gpusched.sim.pipelines.deploy import plan_machines, plan_metrics, simulate_plan
 from gpusched.sim.pipelines.result import PipelineResult
@@ -60,13 +62,17 @@ def place_layers(
     seed: int = 0,
     time_limit_s: float = TIME_LIMIT_S,
     rank: Rank = "simulation",
+    polish_s: float = 0.0,
     progress: Callable[[str], None] = lambda message: None,
 ) -> LayerAnswer:
     """Return the best placement found for a spec and how far from the best possible its flow is.
 
     Placements from deep to shallow are simulated on the spec's traffic and the best is improved by
-    local search, each change simulated; ``rank="flow"`` goes by the maximum flow alone. Results
-    depend on ``seed`` alone unless the time limit ends the search, of which a warning tells.
+    local search, each change simulated; ``rank="flow"`` goes by the maximum flow alone. With
+    ``polish_s`` seconds Helix's program first improves the largest flow and its bound.
+    With the objective cost, nodes that the objectives do not need are then left out. Results
+    depend on ``seed`` alone unless the time limit ends the search, of which a warning tells, or
+    ``polish_s`` ends before the program does.
 
     Raises:
         InputError: the workload cannot be read.
@@ -88,6 +94,11 @@ def place_layers(
             f"no placement of the {machines.layers} layers found that carries a flow over these "
             "links; raise the bandwidth of network.links that are 0, or add nodes"
         )
+    numbers = np.bincount(machines.kind_of, minlength=len(machines.kinds))
+    solved = None
+    if polish_s > 0:
+        proved = upper_bound(tables, numbers, machines.layers, lower=found[0].tokens_per_s)
+        solved, found = by_program(network, found, proved, polish_s, seed, progress)
     judge = Judge(draft, network, trace, seed)
     largest = found[0].tokens_per_s
     if rank == "flow":
@@ -101,22 +112,35 @@ def place_layers(
         best = max(routed, key=lambda trial: trial.score)
         trials = [best if trial is chosen else trial for trial in trials]
         chosen = best
-    numbers = np.bincount(machines.kind_of, minlength=len(machines.kinds))
     largest = max(largest, *(trial.candidate.tokens_per_s for trial in trials))
     bound = upper_bound(tables, numbers, machines.layers, lower=largest)
+    # with partial inference or without, the program's bound is for one form only
+    if solved is not None and largest <= solved.bound < bound.tokens_per_s * (1 - 1e-9):
+        bound = Bound(solved.bound, PROGRAM_BOUND[found[0].partial_inference])
+    steps = [chosen]
+    if rank == "simulation" and spec.objective == "cost" and not _misses(spec, chosen.figures):
+        steps = leave_out(
+            judge, chosen, node_prices(spec), lambda trial: not _misses(spec, trial.figures),
+            perf_counter() + time_limit_s, progress,
+        )  # fmt: skip
     progress("simulating the whole trace")
-    plan = judge.plan_of(chosen.candidate, chosen.flows, chosen.routing)
-    result = simulate_plan(plan, trace, seed=seed)
-    figures = plan_metrics(plan, trace, result)
+    # what met the objectives on the first requests may miss them on all
+    for chosen in reversed(steps):
+        plan = judge.plan_of(chosen.candidate, chosen.flows, chosen.routing)
+        result = simulate_plan(plan, trace, seed=seed)
+        figures = plan_metrics(plan, trace, result)
+        if not _misses(spec, figures):
+            break
+    trials += [chosen] if chosen is not steps[0] else []
     plan = plan.model_copy(
         update={
             "predicted": figures,
             "certificate": _certificate(
                 network, chosen, bound, largest, len(found), judge.simulated,
-                perf_counter() - begun, rank,
+                perf_counter() - begun, rank, polish_s,
             ),
             "pareto": _front(judge, trials, chosen),
-            "assumptions": _assumptions(machines, spec),
+            "assumptions": (*_choice(spec, rank, chosen, machines), *_assumptions(machines, bound)),
             "warnings": (
                 *figures["warnings"], *_shortfalls(spec, figures),
                 *([CUT_SHORT] if judge.cut_short else []),
@@ -185,7 +209,7 @@ def _draft(spec: Spec) -> Plan:
 
 def _certificate(
     network: Network, chosen: Trial, bound: Bound, largest: float, count: int, simulated: int,
-    seconds: float, rank: Rank,
+    seconds: float, rank: Rank, polish_s: float,
 ) -> Certificate:  # fmt: skip
     wrong = verify(network, chosen.candidate)
     if wrong:
@@ -205,7 +229,9 @@ def _certificate(
         bound=max(bound.tokens_per_s, value),
         unit="tokens per second",
         gap=max(bound.tokens_per_s - value, 0.0) / max(value, 1e-12),
-        solver=f"stages by integer programs, chosen by {how}; bound by {bound.name}",
+        solver=f"stages by integer programs, chosen by {how}"
+        + (f", {polish_s:g} s of the program of layers and flows" if polish_s else "")
+        + f"; bound by {bound.name}",
         seconds=seconds,
         candidates=count,
         simulated=simulated,
@@ -257,7 +283,41 @@ def _shortfalls(spec: Spec, figures: dict[str, Any]) -> tuple[str, ...]:
     return tuple(
         f"the best placement found misses the objectives: {line}; lower the load, loosen the "
         "bounds or add nodes"
-        for line in _shortfalls_of(spec.slo.classes, figures)
+        for line in _misses(spec, figures)
+    )
+
+
+def _misses(spec: Spec, figures: dict[str, Any]) -> list[str]:
+    return _shortfalls_of(spec.slo.classes, figures)
+
+
+def node_prices(spec: Spec) -> Floats:
+    """Return dollars an hour of each node, shape (n,)."""
+    groups = spec.cluster.nodes
+    prices = [g.gpus_per_node * spec.cluster.usd_per_gpu_hour(i) for i, g in enumerate(groups)]
+    return np.repeat(np.array(prices, np.float64), [group.count for group in groups])
+
+
+def _choice(spec: Spec, rank: Rank, chosen: Trial, machines: Machines) -> tuple[str, ...]:
+    """What the objective made of the choice of nodes."""
+    unused = [
+        name
+        for name, count in zip(machines.names, chosen.candidate.placement.count, strict=True)
+        if not count
+    ]
+    left_out = f"nodes left out: {', '.join(unused)}" if unused else "no node is left out"
+    if spec.objective != "cost":
+        return (
+            f"objective {spec.objective}: the best placement found, whatever it costs",
+            left_out,
+        )
+    if rank == "flow":
+        return ("the largest flow, whatever it costs: --rank flow leaves out no node to save",
+                left_out)  # fmt: skip
+    return (
+        "objective cost: nodes were left out, the dearest first, as long as simulation met the "
+        "objectives; a cheaper set may exist",
+        left_out,
     )
 
 
@@ -270,11 +330,14 @@ def _shortfalls_of(classes: Any, figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _assumptions(machines: Machines, spec: Spec) -> tuple[str, ...]:
+def _assumptions(machines: Machines, bound: Bound) -> tuple[str, ...]:
     return (
         "every node of the cluster may be used, and its GPUs split each layer between them",
         f"layers count as alike; activations take {machines.activation_bytes:,.0f} bytes a token "
         "between nodes",
         "a node's tokens/s hold for the mix of prompts and answers of this traffic",
-        "no placement does better than the bound, whatever the links",
+        "no placement without partial inference has more flow than the bound"
+        if bound.name == PROGRAM_BOUND[0]
+        else "no placement has more flow than the bound"
+        + ("" if bound.name in PROGRAM_BOUND else ", whatever the links"),
     )
