@@ -18,12 +18,12 @@ from gpusched.planning.capacity.plan_following import InstancePlan
 from gpusched.planning.capacity.service import Service
 from gpusched.sim.elastic import Decision, View
 
-FACTORS = (0.6, 2.0)
+HIGHEST = 2.0
 
 
 @dataclass
 class Anticipating:
-    """See the module. ``plan`` has short periods and its ``forecast_tps`` is the upper band."""
+    """See the module. ``plan`` has short periods; its ``forecast_tps`` is the upper band."""
 
     plan: InstancePlan
     service: Service
@@ -37,7 +37,9 @@ class Anticipating:
     batch_tokens: float = 0.0
     """Mean prompt tokens of a deferred request."""
     batch_margin_s: float = 3600.0
-    factor: float = field(default=1.0)
+    floor: float = 0.9
+    """Of the factor."""
+    factor: float = field(default=1.0, init=False)
     _arrived: deque[float] = field(default_factory=deque, init=False)
 
     def decide(self, view: View) -> Decision:
@@ -47,7 +49,7 @@ class Anticipating:
             self._arrived.popleft()
         now_tps = float(np.mean(self._arrived)) if view.now_s > 0 else 0.0
         error = min(view.late, 10 * self.late_allowed) - self.late_allowed
-        self.factor = min(max(self.factor + self.gain * error, FACTORS[0]), FACTORS[1])
+        self.factor = min(max(self.factor + self.gain * error, self.floor), HIGHEST)
         period = self.plan.at(view.now_s)
         ahead = self.plan.forecast_tps[period : period + self.hold + 1]
         deadlines = rate_for_deadlines(
