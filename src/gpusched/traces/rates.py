@@ -102,7 +102,9 @@ def trace_from_rates(
     rate, filled = _without_gaps(rates)
     notes = []
     if filled:
-        notes.append(f"{filled} of {len(rate)} windows are missing; taken from a day before or after")
+        notes.append(
+            f"{filled} of {len(rate)} windows are missing; taken from a day before or after"
+        )
     rate = np.roll(rate, round(shift_s / rates.window_s), axis=0) * rate_scale
     counts = rng.poisson(rate * rates.window_s)
     window, client = np.nonzero(counts)

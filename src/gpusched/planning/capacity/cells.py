@@ -82,7 +82,11 @@ def fleet_of(served: ScaledModel, tiers: int) -> Fleet:
     Raises:
         InfeasibleError: the model does not fit.
     """
-    model, gpu, parallelism = load_model(served.model), load_gpu(served.gpu), Parallelism(served.gpus)
+    model, gpu, parallelism = (
+        load_model(served.model),
+        load_gpu(served.gpu),
+        Parallelism(served.gpus),
+    )
     engine = served.engine
     budget = engine.max_num_batched_tokens or max(BUDGET_TOKENS, engine.max_num_seqs)
     use = memory(
@@ -172,7 +176,9 @@ def choose_model(
     if days < 14:
         notes.append(f"history of {days:.3g} days: weeks are not told apart, only days")
     if days < 2:
-        notes.append("history under two days: no season is fitted; the last day or level is repeated")
+        notes.append(
+            "history under two days: no season is fitted; the last day or level is repeated"
+        )
     if spec.forecast.model != "auto":
         name = spec.forecast.model
         return name, forecaster(name, per_day), {}

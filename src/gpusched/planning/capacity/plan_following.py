@@ -73,11 +73,15 @@ class ByUtilisation:
             self._credit += 1
             return Decision(view.capacity - 1, f"planned, and utilisation below {self.low:.0%}")
         if self._credit > 0:
-            return Decision(view.capacity, "more are planned; utilisation does not ask for them yet")
+            return Decision(
+                view.capacity, "more are planned; utilisation does not ask for them yet"
+            )
         if self._credit < 0:
             return Decision(view.capacity, "fewer are planned; utilisation is not low enough yet")
         if view.starting == 0 and view.use > EMERGENCY:
-            return Decision(view.capacity + 1, f"beyond the plan: utilisation above {EMERGENCY:.0%}")
+            return Decision(
+                view.capacity + 1, f"beyond the plan: utilisation above {EMERGENCY:.0%}"
+            )
         expected = float(self.plan.forecast_tps[period]) * view.period_s
         if self.burst is not None and view.prompt_tokens > self.burst * expected:
             return Decision(

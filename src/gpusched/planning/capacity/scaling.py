@@ -330,9 +330,10 @@ class Runner:
             case "threshold" | "siloed":
                 return Threshold(value, value / 2), signal
             case "hpa":
-                return PodAutoscaler("use", value), signal
+                return PodAutoscaler("use", value), _below(value)
             case "keda":
-                return PodAutoscaler("outstanding", value), signal
+                seats = question.fleets[cell.model].pools[0].max_num_seqs
+                return PodAutoscaler("outstanding", value), _below(value / seats)
             case "lt-i":
                 return Immediate(own), signal
             case "lt-u":
@@ -342,9 +343,7 @@ class Runner:
             case "clairvoyant":
                 return Immediate(self._known_ahead(cell, value)), valleys
         assert plan is not None
-        band = InstancePlan(
-            own.start_s, own.target, plan.wanted_tps[:, cell.model, cell.region]
-        )
+        band = InstancePlan(own.start_s, own.target, plan.wanted_tps[:, cell.model, cell.region])
         local = self._served_here(plan, cell)
         allowed = min(1.0 - t.attainment for t in spec.tiers.values() if t.deadline_s is None)
         return (
@@ -367,7 +366,9 @@ class Runner:
         load = question.series_tps[cell.model, cell.region, question.first :]
         service = question.services[cell.model]
         _, moved = self._bound_of(load, cell.model, [cell.region], spec.least)
-        need = np.array([service.needed(factor * (a + b)) for a, b in zip(load, moved, strict=True)])
+        need = np.array(
+            [service.needed(factor * (a + b)) for a, b in zip(load, moved, strict=True)]
+        )
         start_up = int(np.ceil(spec.models[cell.model].startup_s / step_s))
         held = keep_through_gaps(np.maximum(need, spec.least), start_up)
         early = np.stack([np.roll(held, -k) for k in range(start_up + 1)])
@@ -424,6 +425,12 @@ class Runner:
             own = trace.class_id == number
             met[own] = tier.slo.met(result.ttft_s[own], result.tpot_s[own], result.e2e_s[own])
         return met
+
+
+def _below(target: float) -> BySignal:
+    """Return SageServe's rule of release, kept so far below an autoscaler's target that deferrable
+    requests do not make it start instances."""
+    return BySignal(levels=(min(0.6, 0.8 * target), min(0.5, 0.65 * target)))
 
 
 def merge(parts: list[Trace], like: Trace) -> Trace:
