@@ -79,8 +79,8 @@ def demand_chart(outcome: Outcome) -> str:
     day = np.arange(len(actual)) * step_s / 86_400
     lines = [Line("tokens that came", day, actual / 1e3)]
     if outcome.plan is not None:
-        forecasts = outcome.plan.forecasts.values()
-        at = np.array([f.origin for f in forecasts][0] - question.first) * step_s / 86_400
+        forecasts = list(outcome.plan.forecasts.values())
+        at = (forecasts[0].origin - question.first) * step_s / 86_400
         mean = np.sum([f.mean[:, 0] for f in forecasts], axis=0)
         band = np.sum([f.band[:, 0] for f in forecasts], axis=0)
         lines += [

@@ -23,12 +23,15 @@ def keep_through_gaps(need: ArrayLike, start_steps: float) -> Ints:
 
     The k-th instance is wanted where need is at least k; it stays on through a gap that is shorter
     than a start, and is off otherwise. Levels do not interfere, so that is optimal (the matrix of the
-    linear program is totally unimodular). Starts in the first step are free of charge.
+    linear program is totally unimodular). What runs in the first step has cost nothing to start.
     """
     wanted = np.asarray(need, np.int64)
     held = wanted.copy()
     for level in range(1, int(wanted.max(initial=0)) + 1):
         on = np.flatnonzero(wanted >= level)
+        if on[0] <= start_steps:
+            on = np.concatenate(([0], on)) if on[0] else on
+            held[0] = max(held[0], level)
         gaps = np.diff(on)
         for at in np.flatnonzero((gaps > 1) & (gaps - 1 <= start_steps)):
             held[on[at] : on[at + 1]] = np.maximum(held[on[at] : on[at + 1]], level)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def _typical(outcome: Outcome, cell: CellOutcome) -> tuple[Ints, int]:
 def _runs(counts: Ints) -> Iterator[tuple[int, int, int]]:
     """Yield stretches of equal counts: first hour, hour after, count."""
     edges = [0, *(np.flatnonzero(np.diff(counts)) + 1).tolist(), len(counts)]
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+    for begin, end in pairwise(edges):
         yield begin, end, int(counts[begin])
 
 

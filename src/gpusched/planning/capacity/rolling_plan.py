@@ -81,7 +81,7 @@ def rolling_plan(
         InfeasibleError: the limits are below what some plan needs; says the least that would do.
         InputError: the history is too short.
     """
-    models, regions, steps = tokens_per_s.shape
+    models, regions, _ = tokens_per_s.shape
     low, high = settings.ahead
     if not 0 <= low < high:
         raise InputError(f"ahead: expected 0 <= first < last, got {low} and {high}")
@@ -109,7 +109,8 @@ def rolling_plan(
         try:
             found = instances(question, time_limit_s=settings.time_limit_s)
         except InfeasibleError as error:
-            raise InfeasibleError(f"{error}; {_least_limits(question)}") from None
+            later = [_question(wanted[q], now, services, settings) for q in range(p, plans)]
+            raise InfeasibleError(f"{error}; {_least_limits(later)}") from None
         now = now + found.change[:, :, 0]
         target[p] = now
         methods.append(found.method)
@@ -123,7 +124,7 @@ def rolling_plan(
 
 def _question(wanted: Floats, now: Ints, services: Sequence[Service], settings: Settings) -> Demand:
     """The hourly program; one instance's service is that in a fleet of the region's mean size."""
-    models, regions = wanted.shape
+    models = len(wanted)
     each = []
     for i, service in enumerate(services):
         busiest = float(wanted[i].mean()) if settings.local_share < 1 else float(wanted[i].max())
@@ -135,17 +136,22 @@ def _question(wanted: Floats, now: Ints, services: Sequence[Service], settings: 
     )  # fmt: skip
 
 
-def _least_limits(question: Demand) -> str:
-    """Say by which factor the limits would have to grow, and what they then are."""
-    assert question.most is not None
-    low, high = 0, 1
-    while not _fits(question, high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _fits(question, middle) else (middle, high)
-    limits = (question.most[:, 0] + high).tolist()
-    return f"nearest limits that suffice, raised alike: {', '.join(map(str, limits))}"
+def _least_limits(questions: Sequence[Demand]) -> str:
+    """Say what the limits would have to be, raised alike, for all of the plans."""
+    most = questions[0].most
+    assert most is not None
+    high = 0
+    for question in questions:
+        if _fits(question, high):
+            continue
+        low, high = high, high + 1
+        while not _fits(question, high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if _fits(question, middle) else (middle, high)
+    limits = ", ".join(map(str, (most[:, 0] + high).tolist()))
+    return f"nearest limits that suffice at all times, raised alike: {limits} instances"
 
 
 def _fits(question: Demand, more: int) -> bool:
