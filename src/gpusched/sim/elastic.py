@@ -64,8 +64,6 @@ class View:
     period_s: float
     due_s: Floats
     """Deadlines of the deferred requests that wait outside, ascending."""
-    ended: bool
-    """Whether the last request of the trace has arrived."""
 
     @property
     def capacity(self) -> int:
@@ -133,6 +131,11 @@ class ElasticResult:
 
     result: SimulationResult
     """Arrivals are those of the trace; deferred requests may have entered later."""
+    left: NDArray[np.bool_]
+    """Deferred requests not answered when the trace was over, due later: served without pay, so that
+    whoever counts must leave them out and charge for them. One entry a request."""
+    end_s: float
+    """The look at which the trace was over; nothing is paid after it."""
     at_s: Floats
     open: Ints
     starting: Ints
@@ -218,9 +221,9 @@ def simulate_elastic(
 
     ``fleet`` is one pool of whole replicas; its number of replicas is replaced by ``limits.most``.
     ``due_s`` holds a deadline for each request that may wait outside until ``release`` lets it in,
-    nan for the others; once the trace is over, all that still wait are let in. ``ttft_s`` holds
-    the bounds that ``View.late`` counts, inf where there is none. Instances are paid until the last
-    request is answered.
+    nan for the others. ``ttft_s`` holds the bounds that ``View.late`` counts, inf where there is
+    none. Once the last request has arrived, those that still wait are let in, the fleet stays as it
+    is, and nothing more is paid: see ``ElasticResult.left``.
 
     Raises:
         InputError: the fleet has several pools, or a rule is missing for deferred requests.
@@ -242,45 +245,49 @@ def simulate_elastic(
     instances = Instances(s, limits)
     period_s, last_s = limits.period_s, float(trace.arrival_s[-1])
     watched = Watched(trace, np.setdiff1d(np.arange(len(trace)), deferred), ttft_s)
+
+    def advance(until_s: float, may_stall: bool) -> int:
+        status: int = kernel.UNDER_WAY
+        while status == kernel.UNDER_WAY:
+            status = run(s, rules, EVENTS_PER_SLICE, until_s)
+        if status == kernel.FAULTED:
+            raise InputError(fault(fleet, s))
+        if status == kernel.STALLED and not may_stall:
+            raise InputError(stall(fleet, s))
+        return status
+
     log: list[tuple[float, int, int, int, int, float, str]] = []
     started = time.perf_counter()
     now_s, status = 0.0, kernel.DUE
-    while True:
+    while now_s <= last_s and status != kernel.FINISHED:
         held = outside.waiting(now_s)
-        ended = now_s >= last_s
-        view = _view(s, instances, now_s, period_s, watched, outside.due_s[held], ended)
+        view = _view(s, instances, now_s, period_s, watched, outside.due_s[held])
         decision = controller.decide(view)
         instances.aim(decision.target, now_s)
         if len(held) and release is not None:
-            count = len(held) if ended else min(max(release.release(view), 0), len(held))
-            if count:
-                enter(s, outside.take(held[:count]), now_s, period_s / count)
+            count = min(max(release.release(view), 0), len(held))
+            enter(s, outside.take(held[:count]), now_s, period_s / max(count, 1))
         log.append(
             (
                 now_s, view.open, view.starting, view.draining, decision.target, view.use,
                 decision.reason,
             )
         )  # fmt: skip
-        due = now_s + period_s
-        status = run(s, rules, EVENTS_PER_SLICE, due)
-        while status == kernel.UNDER_WAY:
-            status = run(s, rules, EVENTS_PER_SLICE, due)
-        if status == kernel.FAULTED:
-            raise InputError(fault(fleet, s))
-        if status == kernel.STALLED and not outside.left:
-            raise InputError(stall(fleet, s))
-        if status == kernel.FINISHED:
-            end_s = max(float(np.nanmax(s.requests["last_s"], initial=0.0)), now_s)
-            instances.advance(end_s, end_s - now_s)
-            break
-        instances.advance(due, period_s)
-        now_s = due
+        now_s += period_s
+        status = advance(now_s, outside.left > 0)
+        instances.advance(now_s, period_s)
         if progress is not None:
             progress(1.0 - int(s.counters[state.REMAINING]) / len(trace))
+    if status != kernel.FINISHED:
+        enter(s, outside.take(outside.waiting(now_s)), now_s, 0.0)
+        advance(math.inf, False)
     found = collect(fleet, trace, s, firsts, time.perf_counter() - started, notes)
     at_s, is_open, starting, draining, target, use, reasons = zip(*log, strict=True)
+    left = np.zeros(len(trace), bool)
+    if due_s is not None:
+        left[deferred] = (found.finish_s > now_s)[deferred] & (due_s >= now_s)[deferred]
     return ElasticResult(
-        replace(found, arrival_s=trace.arrival_s),
+        replace(found, arrival_s=trace.arrival_s), left, now_s,
         np.array(at_s), np.array(is_open), np.array(starting), np.array(draining),
         np.array(target), np.array(use), reasons,
         instances.paid_s, instances.wasted_s, instances.spot_s, instances.starts,
@@ -343,7 +350,7 @@ class Outside:
 
 def _view(
     s: state.State, instances: Instances, now_s: float, period_s: float, watched: Watched,
-    due_s: Floats, ended: bool,
+    due_s: Floats,
 ) -> View:  # fmt: skip
     mode = instances.mode
     counts = np.bincount(mode, minlength=4)
@@ -367,5 +374,4 @@ def _view(
         prompt_tokens=watched.tokens_between(now_s - period_s, now_s),
         period_s=period_s,
         due_s=due_s,
-        ended=ended,
     )

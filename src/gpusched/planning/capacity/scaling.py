@@ -78,7 +78,8 @@ def policy(name: str) -> Policy:
 
 @dataclass(frozen=True)
 class CellOutcome:
-    """What became of one cell; ``late`` and ``tier`` have one entry a request."""
+    """What became of one cell. Arrays have one entry a request that counts: those deferred past the
+    end are left out, and charged for."""
 
     model: int
     region: int
@@ -87,6 +88,8 @@ class CellOutcome:
     tier: NDArray[np.int16]
     met: NDArray[np.bool_]
     arrival_s: Floats
+    left_hours: float
+    """Instance-hours that the work left at the end takes at full rate."""
 
 
 @dataclass(frozen=True)
@@ -119,16 +122,14 @@ class Outcome:
 
     @property
     def instance_hours(self) -> float:
-        """Paid hours of all instances."""
-        return sum(run.instance_hours for cell in self.cells for run in cell.runs)
+        """Paid hours of all instances, and those of the work left at the end."""
+        return sum(_hours(cell) for cell in self.cells)
 
     @property
     def gpu_hours(self) -> float:
         """The same in GPUs."""
         models = self.question.spec.models
-        return sum(
-            run.instance_hours * models[cell.model].gpus for cell in self.cells for run in cell.runs
-        )
+        return sum(_hours(cell) * models[cell.model].gpus for cell in self.cells)
 
     @property
     def usd(self) -> float:
@@ -138,8 +139,8 @@ class Outcome:
         for cell in self.cells:
             price = spec.usd_per_instance_hour(cell.model, cell.region)
             earned = spec.spot.usd_share if spec.spot else 0.0
-            for run in cell.runs:
-                total += price * (run.instance_hours - earned * run.spot_s / HOUR_S)
+            spot_s = sum(run.spot_s for run in cell.runs)
+            total += price * (_hours(cell) - earned * spot_s / HOUR_S)
         return total
 
     @property
@@ -165,6 +166,10 @@ class Outcome:
             "requests": sum(len(cell.tier) for cell in self.cells),
             "decisions": dict(Counter(r for run in runs for r in run.reasons).most_common(12)),
         }
+
+
+def _hours(cell: CellOutcome) -> float:
+    return sum(run.instance_hours for run in cell.runs) + cell.left_hours
 
 
 class Runner:
@@ -274,18 +279,26 @@ class Runner:
         groups = [np.arange(len(trace))]
         if name == "siloed" and waits.any():
             groups = [np.flatnonzero(~waits), np.flatnonzero(waits)]
-        runs, met = [], np.zeros(len(trace), bool)
+        runs, met, left = [], np.zeros(len(trace), bool), np.zeros(len(trace), bool)
         for rows in groups:
             own = trace.take(rows)
             run = self._simulate(name, value, cell, own, plan, progress)
             runs.append(run)
-            met[rows] = self._met(own, run)
+            met[rows], left[rows] = self._met(own, run), run.left
         where = spec.regions[cell.region].name
         if progress is not None:
             progress(f"{name}: {spec.models[cell.model].model} in {where} done")
+        counted = ~left
+        work_s = float(trace.prompt_tokens[left].sum()) / self._best_tps(cell.model)
         return CellOutcome(
-            cell.model, cell.region, tuple(runs), trace.class_id, met, trace.arrival_s
-        )
+            cell.model, cell.region, tuple(runs), trace.class_id[counted], met[counted],
+            trace.arrival_s[counted], work_s / HOUR_S,
+        )  # fmt: skip
+
+    def _best_tps(self, model: int) -> float:
+        """Tokens a second of one instance in the fleet size that serves most."""
+        service = self.question.services[model]
+        return float((service.tokens_per_s / service.instances).max())
 
     def _simulate(
         self, name: str, value: float, cell: Cell, trace: Trace, plan: RollingPlan | None,
@@ -297,7 +310,7 @@ class Runner:
         assert trace.class_id is not None
         deadlines = np.array([t.deadline_s if t.deadline_s is not None else np.nan for t in tiers])
         bounds = np.array([t.ttft_s if t.ttft_s is not None else np.inf for t in tiers])
-        due_s = trace.arrival_s + deadlines[trace.class_id]
+        due_s = None if name == "siloed" else trace.arrival_s + deadlines[trace.class_id]
         service = question.services[cell.model]
         before = question.series_tps[cell.model, cell.region, : question.first][-6:]
         initial = int(np.clip(service.needed(float(before.mean())), spec.least, spec.most))
@@ -394,8 +407,7 @@ class Runner:
     ) -> tuple[float, Floats]:
         question, spec = self.question, self.question.spec
         step_s = spec.forecast.step_s
-        service = question.services[model]
-        best = float((service.tokens_per_s / service.instances).max())
+        best = self._best_tps(model)
         arrived, due = np.zeros(len(load)), np.zeros(len(load))
         for cell in question.cells:
             if cell.model != model or cell.region not in regions:
