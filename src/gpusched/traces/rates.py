@@ -86,12 +86,14 @@ def trace_from_rates(
     profile: str = "chat",
     rate_scale: float = 1.0,
     shift_s: float = 0.0,
+    end_s: float | None = None,
     seed: int = 0,
 ) -> Trace:
     """Return requests at the rates of a table, with lengths by client of a table in ServeGen's form,
     or of a profile.
 
-    Windows that are missing take the rates of a day before (or after). ``shift_s`` turns the days
+    Windows that are missing take the rates of a day before (or after); those from ``end_s`` on are left
+    out. ``shift_s`` turns the days
     round, as a region further west sees them: its rates are those of ``shift_s`` earlier.
 
     Raises:
@@ -106,6 +108,8 @@ def trace_from_rates(
             f"{filled} of {len(rate)} windows are missing; taken from a day before or after"
         )
     rate = np.roll(rate, round(shift_s / rates.window_s), axis=0) * rate_scale
+    if end_s is not None:
+        rate = rate[: max(int(np.ceil(end_s / rates.window_s)), 1)]
     counts = rng.poisson(rate * rates.window_s)
     window, client = np.nonzero(counts)
     number = counts[window, client]

@@ -201,7 +201,8 @@ def _demand(spec: ScaleSpec, share: float, shift_s: float, seed: int, notes: lis
         trace = trace_from_rates(
             Path(demand.rates), group=demand.group, profile=demand.profile,
             lengths=None if demand.lengths is None else Path(demand.lengths),
-            rate_scale=demand.rate_scale * share, shift_s=shift_s, seed=seed,
+            rate_scale=demand.rate_scale * share, shift_s=shift_s,
+            end_s=demand.days * DAY_S, seed=seed,
         )  # fmt: skip
     elif demand.trace is not None:
         trace = read_trace(Path(demand.trace))
