@@ -176,7 +176,7 @@ class ScaleSpec(Section):
             ("regions", list(self.regions)),
             ("models", list(self.models)),
         ):
-            total = sum(part.share for part in parts)  # type: ignore[attr-defined]
+            total = sum(part.share for part in parts)
             if abs(total - 1) > 1e-6:
                 raise ValueError(f"the shares of the {name} add up to {total:g}, not to 1")
         if all(tier.deadline_s is not None for tier in self.tiers.values()):

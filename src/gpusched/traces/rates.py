@@ -93,8 +93,8 @@ def trace_from_rates(
     or of a profile.
 
     Windows that are missing take the rates of a day before (or after); those from ``end_s`` on are left
-    out. ``shift_s`` turns the days
-    round, as a region further west sees them: its rates are those of ``shift_s`` earlier.
+    out. ``shift_s`` turns the days round, as a region further west sees them: its rates are those
+    of ``shift_s`` earlier.
 
     Raises:
         InputError: see ``read_rates``; or a table of lengths does not fit.

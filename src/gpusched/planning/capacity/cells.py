@@ -73,7 +73,7 @@ class Question:
     @property
     def duration_s(self) -> float:
         """Length of the simulated part."""
-        return (self.series_tps.shape[2] - self.first) * self.spec.forecast.step_s
+        return float((self.series_tps.shape[2] - self.first) * self.spec.forecast.step_s)
 
 
 def fleet_of(served: ScaledModel, tiers: int) -> Fleet:
@@ -180,9 +180,9 @@ def choose_model(
             "history under two days: no season is fitted; the last day or level is repeated"
         )
     if spec.forecast.model != "auto":
-        name = spec.forecast.model
-        return name, forecaster(name, per_day), {}
-    errors = {}
+        named: str = spec.forecast.model
+        return named, forecaster(named, per_day), {}
+    errors: dict[str, float] = {}
     first = len(history) // 2
     for name in ("last-day", "last-week", "harmonic"):
         if name == "last-week" and days < 10:

@@ -118,7 +118,7 @@ def rolling_plan(
             sent[p, i] = _spill(wanted[p, i], now[i] * question.service[i, 0])
         if progress is not None:
             progress((p + 1) / plans)
-    start_s = step_s * settings.every * np.arange(plans)
+    start_s = step_s * settings.every * np.arange(plans, dtype=np.float64)
     return RollingPlan(start_s, target, forecasts, wanted, sent, tuple(methods))
 
 

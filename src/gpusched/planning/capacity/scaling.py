@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.errors import InputError, unknown_name
+from gpusched.errors import InfeasibleError, InputError, unknown_name
 from gpusched.planning.capacity.anticipating import Anticipating
 from gpusched.planning.capacity.batch_queue import BySignal, IntoValleys
 from gpusched.planning.capacity.cells import Cell, Question
@@ -313,10 +313,19 @@ class Runner:
         due_s = None if name == "siloed" else trace.arrival_s + deadlines[trace.class_id]
         service = question.services[cell.model]
         before = question.series_tps[cell.model, cell.region, : question.first][-6:]
-        initial = int(np.clip(service.needed(float(before.mean())), spec.least, spec.most))
+        place = spec.regions[cell.region]
+        most = spec.most
+        if place.most_gpus is not None:
+            most = min(most, place.most_gpus // served.gpus)
+        if most < spec.least:
+            raise InfeasibleError(
+                f"regions: {place.name} holds {place.most_gpus} GPUs, {served.model} needs "
+                f"{spec.least * served.gpus} at least"
+            )
+        initial = int(np.clip(service.needed(float(before.mean())), spec.least, most))
         limits = Limits(
-            served.startup_s, initial, spec.most, spec.least, spec.period_s,
-            warm=min(spec.spot.instances, spec.most) if spec.spot else 0,
+            served.startup_s, initial, most, spec.least, spec.period_s,
+            warm=min(spec.spot.instances, most) if spec.spot else 0,
             warm_startup_s=spec.spot.startup_s if spec.spot else 0.0,
         )  # fmt: skip
         controller, release = self._controller(name, value, cell, trace, plan, initial)
@@ -386,7 +395,9 @@ class Runner:
         held = keep_through_gaps(np.maximum(need, spec.least), start_up)
         early = np.stack([np.roll(held, -k) for k in range(start_up + 1)])
         early[:, len(held) - start_up :] = held[-start_up - 1 :].max() if start_up else held[-1]
-        return InstancePlan(step_s * np.arange(len(held)), early.max(axis=0), load)
+        return InstancePlan(
+            step_s * np.arange(len(held), dtype=np.float64), early.max(axis=0), load
+        )
 
     @cached_property
     def bound_gpu_hours(self) -> float:
