@@ -9,6 +9,7 @@ requests, and again on other draws of them.
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,11 +29,11 @@ from gpusched.reproduce.claim import Claim, Reproduction, Setting
 Floats = NDArray[np.float64]
 TRIED = {
     "threshold": (0.5, 0.6, 0.7),
-    "lt-i": (0.9, 1.0, 1.1),
-    "lt-u": (0.9, 1.0, 1.15),
-    "lt-ua": (0.9, 1.0, 1.15),
-    "siloed": (0.4, 0.5),
-    "anticipating": (0.95, 1.0),
+    "lt-i": (0.95, 1.0, 1.1),
+    "lt-u": (0.9, 1.0),
+    "lt-ua": (0.9, 1.0),
+    "siloed": (0.4,),
+    "anticipating": (1.0, 1.1),
 }
 PUBLISHED = {"lt-i": -24.21, "lt-u": -19.65, "lt-ua": -23.38}
 CLOSE = 6.0
@@ -95,19 +96,17 @@ def run(setting: Setting) -> Reproduction:
     rows = [row for part in found for row in part]
     chosen = {name: best([r for r in rows if r.policy == name]) for name in TRIED}
     knobs = {name: row.knob for name, row in chosen.items()}
-    repeated = run_all(
-        run_draw,
-        [Draw(folder, days, setting.seed + 1 + k, tuple(knobs.items())) for k in range(SEEDS)],
-        jobs=setting.jobs,
-        progress=lambda done: setting.progress(f"{done} of {SEEDS} other draws"),
-    )
+    others = [Draw(folder, days, setting.seed + 1 + k, tuple(knobs.items())) for k in range(SEEDS)]
+    setting.progress(f"{SEEDS} other draws")
+    with ProcessPoolExecutor(min(setting.jobs, SEEDS)) as pool:
+        repeated = list(pool.map(run_draw, others))
     draws = {name: [chosen[name], *(part[name] for part in repeated)] for name in TRIED}
     where = "rates of m-small, thinned" if folder else "generated weeks (no data folder)"
     question = question_for(folder, days, setting.seed)
     runner = Runner(question, seed=setting.seed)
     plotted = [runner.run(name, chosen[name].knob) for name in ("anticipating", "threshold")]
     claims = [
-        *saving_claims(draws, where),
+        *saving_claims(draws, rows, where),
         siloed_claim(draws),
         waste_claim(draws),
         early_claim(rows),
@@ -207,7 +206,7 @@ def reached(rows: Sequence[Row]) -> str:
     )
 
 
-def saving_claims(draws: dict[str, list[Row]], where: str) -> list[Claim]:
+def saving_claims(draws: dict[str, list[Row]], rows: Sequence[Row], where: str) -> list[Claim]:
     """The headline: fewer hours than reactive scaling at equal attainment."""
     base = draws["threshold"]
     claims = []
@@ -225,12 +224,16 @@ def saving_claims(draws: dict[str, list[Row]], where: str) -> list[Claim]:
             )
         )  # fmt: skip
     top = min(float(saving(draws[name], base).mean()) for name in PUBLISHED)
+    lax = next(r for r in rows if r.policy == "threshold" and r.knob == 0.7)
     claims.append(
         Claim(
-            "most that forecasts and the hourly program save", "up to -25", f"{top:+.1f}", "%",
+            "most that the published strategies save", "up to -25", f"{top:+.1f}", "%",
             top <= -15.0,
-            "the same direction counts from -15 on; start-up of 10 min is simulated here, where the "
-            "published simulator makes new instances usable at once",
+            "-15 or less counts. Why less: instances take 10 min to start here (the published "
+            "simulator makes them usable at once), forecasts are made out of sample (its plans read "
+            "in-sample values), the reactive baseline is at its best setting, and its idle capacity "
+            f"serves deferrable requests too. At the published 70 % it pays {lax.gpu_hours:,.0f} "
+            f"GPU-hours and reaches {reached([lax])}",
         )
     )  # fmt: skip
     return claims

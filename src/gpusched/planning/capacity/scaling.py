@@ -45,7 +45,7 @@ class Policy:
 
 _ALL = (
     Policy("anticipating", "forecast of when a start is ready, tokens of now, deadlines and late "
-           "first tokens; fewest instances that suit all", "factor", 1.0, (0.85, 0.9, 1.0, 1.1, 1.2)),
+           "first tokens; fewest instances that suit all", "floor of the factor", 1.0, (0.9, 1.0, 1.1, 1.2)),
     Policy("lt-i", "hourly plan, at once (SageServe)", "factor", 1.0, (0.9, 1.0, 1.1, 1.2, 1.35)),
     Policy("lt-u", "hourly plan, as utilisation asks (SageServe)", "factor", 1.0,
            (0.9, 1.0, 1.15, 1.3)),
@@ -201,7 +201,7 @@ class Runner:
 
     def _plan_for(self, name: str, factor: float) -> RollingPlan | None:
         if name == "anticipating":
-            return self._plan(factor, hourly=False)
+            return self._plan(1.0, hourly=False)
         if name in ("lt-i", "lt-u", "lt-ua"):
             return self._plan(factor, hourly=True)
         return None
@@ -367,11 +367,12 @@ class Runner:
         assert plan is not None
         band = InstancePlan(own.start_s, own.target, plan.wanted_tps[:, cell.model, cell.region])
         local = self._served_here(plan, cell)
-        allowed = min(1.0 - t.attainment for t in spec.tiers.values() if t.deadline_s is None)
+        urgent = [t for t in spec.tiers.values() if t.deadline_s is None]
+        allowed = sum(t.share * (1.0 - t.attainment) for t in urgent) / sum(t.share for t in urgent)
         return (
             Anticipating(
                 replace(band, forecast_tps=local), service, late_allowed=max(allowed / 2, 1e-3),
-                batch_tokens=tokens, floor=min(value, 1.0),
+                batch_tokens=tokens, floor=value,
             ),
             valleys,
         )  # fmt: skip
