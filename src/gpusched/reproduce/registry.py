@@ -53,6 +53,9 @@ PAPERS = {
     ),
     "rmod": Paper("Robust multi-objective decoding", "2503.08796", "rmod"),
     "pama": Paper("Pareto multi-objective alignment", "2508.07768", "pama"),
+    "sageserve": Paper(
+        "SageServe: forecast-aware auto-scaling for LLM serving", "2502.14617", "sageserve"
+    ),
     "helix": Paper(
         "Helix: serving over heterogeneous GPUs and network via max-flow", "2406.01566", "helix"
     ),

@@ -66,7 +66,7 @@ def read_trace(
     path = Path(path)
     if format is not None and format not in FORMATS:
         raise InputError(unknown_name("trace format", format, FORMATS))
-    table = _load_table(path)
+    table = load_table(path)
     if table.num_rows == 0:
         raise InputError(f"{path}: the trace is empty; it needs at least one request")
     try:
@@ -125,7 +125,12 @@ def read_trace(
     return trace.with_notes(*notes)
 
 
-def _load_table(path: Path) -> pa.Table:
+def load_table(path: Path) -> pa.Table:
+    """Return the table in a parquet, CSV or JSON-lines file, gzipped or not.
+
+    Raises:
+        InputError: the file cannot be read or is malformed.
+    """
     try:
         head = _open(path, 4096)
         if head[:4] == b"PAR1":
