@@ -61,6 +61,8 @@ class Trace:
     model_id: NDArray[np.int16] | None = None
     region_id: NDArray[np.int16] | None = None
     prefix: Prefixes | None = None
+    stored_tokens: NDArray[np.int32] | None = None
+    """Leading prompt tokens whose KV cache a store outside the engines holds."""
     name: str = "trace"
     notes: tuple[str, ...] = ()
     """What was dropped, added or assumed while the trace was made."""
@@ -73,6 +75,9 @@ class Trace:
                 raise InputError(
                     f"{self.name}: column {f.name} has {len(column)} rows, expected {n}"
                 )
+        if self.stored_tokens is not None and len(self):
+            if self.stored_tokens.min() < 0 or (self.stored_tokens > self.prompt_tokens).any():
+                raise InputError(f"{self.name}: stored_tokens must lie in 0 to prompt_tokens")
         if self.prefix is not None and len(self.prefix.offsets) != n + 1:
             raise InputError(
                 f"{self.name}: prefix has {len(self.prefix.offsets) - 1} rows, not {n}"
