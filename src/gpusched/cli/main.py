@@ -13,6 +13,7 @@ from gpusched.cli import (
     place,
     plan,
     reproduce,
+    scale,
     simulate,
     trace,
 )
@@ -33,6 +34,7 @@ app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
 app.command("calibrate-vote")(calibrate_vote.calibrate_vote)
 app.command("reproduce")(reproduce.reproduce)
+app.command("scale")(scale.scale)
 app.add_typer(place.app, name="place")
 app.add_typer(trace.app, name="trace")
 app.add_typer(catalog.app, name="catalog")

@@ -37,6 +37,15 @@ class Prefixes:
         _, dense = np.unique(self.block_ids[index], return_inverse=True)
         return Prefixes(offsets, dense.astype(np.int32), self.block_tokens)
 
+    def coarse(self, factor: int) -> "Prefixes":
+        """Return blocks ``factor`` times as long; what does not fill the last one is dropped."""
+        lengths = np.diff(self.offsets) // factor
+        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        index = np.repeat(self.offsets[:-1], lengths) + (within + 1) * factor - 1
+        _, dense = np.unique(self.block_ids[index], return_inverse=True)
+        return Prefixes(offsets, dense.astype(np.int32), self.block_tokens * factor)
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:

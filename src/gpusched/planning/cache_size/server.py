@@ -116,7 +116,7 @@ def server_of(spec: Spec) -> Server:
             spec.slo,
         )  # fmt: skip
         use = pool_memory(plan, pool)
-        if use.kv_cache_bytes >= use.weights_bytes:
+        if use.kv_bytes >= use.weights_bytes:
             break
     if best is not None:
         return best
