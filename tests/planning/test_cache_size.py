@@ -1,4 +1,4 @@
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -154,7 +154,7 @@ def test_growth_limit_against_enumeration(
     for path in product(range(4), repeat=4):
         held = sizes[list(path)]
         reached = attainment[np.arange(4), list(path)]
-        steps = list(zip(held, held[1:], strict=False))
+        steps = list(pairwise(held))
         if start is not None:
             steps = [(start, held[0]), *steps]
         good = (reached >= 0.85).all() if each else (share * reached).sum() >= 0.85

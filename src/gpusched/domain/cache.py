@@ -1,5 +1,6 @@
 """A store of KV cache outside the engines, DRAM before SSD, and what holding it costs the climate."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -84,7 +85,7 @@ class Cache(Section):
     @field_validator("sizes_tb")
     @classmethod
     def _check_sizes(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
-        if sizes[0] < 0 or any(b <= a for a, b in zip(sizes, sizes[1:], strict=False)):
+        if sizes[0] < 0 or any(b <= a for a, b in pairwise(sizes)):
             raise ValueError(f"must ascend from 0 or more, such as [0, 1, 2, 4, 8]; got {sizes}")
         return sizes
 

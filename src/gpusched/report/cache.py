@@ -50,7 +50,8 @@ def show_cache(answer: CacheAnswer, console: Console | None = None) -> None:
         )  # fmt: skip
     console.print(table)
     rivals = Table(
-        title=f"beside fixed sizes, at {answer.server.cache.ssd.kg_per_tb:g} kg/TB", title_justify="left"
+        title=f"beside fixed sizes, at {answer.server.cache.ssd.kg_per_tb:g} kg/TB",
+        title_justify="left",
     )
     for name in COLUMNS:
         rivals.add_column(name, justify="right" if name else "left")

@@ -50,6 +50,11 @@ PAPERS = {
     ),
     "rmod": Paper("Robust multi-objective decoding", "2503.08796", "rmod"),
     "pama": Paper("Pareto multi-objective alignment", "2508.07768", "pama"),
+    "greencache": Paper(
+        "Cache your prompt when it's green: carbon-aware caching for LLM serving",
+        "2505.23970",
+        "greencache",
+    ),
     "helix": Paper(
         "Helix: serving over heterogeneous GPUs and network via max-flow", "2406.01566", "helix"
     ),

@@ -38,7 +38,10 @@ class Intervals:
     def _busy_s(self, s: State) -> Floats:
         return np.array(
             [
-                [s.engines[name][first : first + count].sum() for name in ("busy_s", "prefill_busy_s")]
+                [
+                    s.engines[name][first : first + count].sum()
+                    for name in ("busy_s", "prefill_busy_s")
+                ]
                 for first, count in zip(self.firsts, self.engines, strict=True)
             ]
         )

@@ -84,9 +84,9 @@ class Trace:
                 raise InputError(
                     f"{self.name}: column {f.name} has {len(column)} rows, expected {n}"
                 )
-        if self.stored_tokens is not None and len(self):
-            if self.stored_tokens.min() < 0 or (self.stored_tokens > self.prompt_tokens).any():
-                raise InputError(f"{self.name}: stored_tokens must lie in 0 to prompt_tokens")
+        stored = self.stored_tokens
+        if stored is not None and ((stored < 0) | (stored > self.prompt_tokens)).any():
+            raise InputError(f"{self.name}: stored_tokens must lie in 0 to prompt_tokens")
         if self.prefix is not None and len(self.prefix.offsets) != n + 1:
             raise InputError(
                 f"{self.name}: prefix has {len(self.prefix.offsets) - 1} rows, not {n}"

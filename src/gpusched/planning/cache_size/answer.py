@@ -192,9 +192,7 @@ def compare_sizes(
         if key not in known:
             progress(f"serving {hours} hours, {np.mean(key):.3g} TB on average")
             warm = [key[0] if len(set(key)) == 1 else largest] * WARM_HOURS
-            known[key] = serve_hours(
-                server, days, [*warm, *key], warm_hours=WARM_HOURS, seed=seed
-            )
+            known[key] = serve_hours(server, days, [*warm, *key], warm_hours=WARM_HOURS, seed=seed)
         return known[key]
 
     fixed = [serve(np.full(hours, size)) for size in tables.sizes_tb]

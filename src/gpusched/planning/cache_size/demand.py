@@ -36,9 +36,9 @@ def demand_of(spec: Spec, mean_rps: float, *, seed: int = 0) -> Demand:
     hours = cache.days * DAY
     load = _load(cache, mean_rps, seed, notes)
     intensity = _intensity(spec, cache, notes)
-    total = min(
-        (len(series) for series in (load, intensity) if series is not None), default=0
-    ) or (cache.history_days * DAY + hours)
+    total = min((len(series) for series in (load, intensity) if series is not None), default=0) or (
+        cache.history_days * DAY + hours
+    )
     if load is None:
         load = load_shape(cache.load, mean_rps, total, seed)
         notes.append(

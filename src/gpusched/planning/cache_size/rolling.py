@@ -97,34 +97,24 @@ def roll(
             load = load * RAISED_LOAD
         intensity = np.maximum(carbon_model(demand.g_per_kwh[:now], HORIZON_HOURS), 0.0)
         choices = choices_for(server, tables, load, intensity)
-        growth_tb = load * 3600.0 * fill_tb if cache.growth_limit else np.inf
-
-        def first_tb(share: float, choices: CacheChoices, growth_tb: float | Floats) -> float:
-            found = schedule_cache(
-                choices, share, each_interval=cache.each_hour, start_tb=held_tb,
-                change_g_per_tb=cache.change_g_per_tb, growth_tb=growth_tb, method="price",
-            )  # fmt: skip
-            return float(found.sizes_tb[0])
-
         try:
-            size = first_tb(asked, choices, growth_tb)
+            size = schedule_cache(
+                choices, asked, each_interval=cache.each_hour, start_tb=held_tb,
+                change_g_per_tb=cache.change_g_per_tb, method="price",
+                growth_tb=load * 3600.0 * fill_tb if cache.growth_limit else np.inf,
+            ).sizes_tb[0]  # fmt: skip
         except InfeasibleError:
             if hour == 0:
                 raise
             relaxed += 1
-            size = _largest_share_tb(choices)
+            size = choices.sizes_tb[int(choices.attainment[0].argmax())]
         if hour - 1 in missed and held_tb is not None:
             size = max(size, held_tb)
-        held_tb = size
-        sizes.append(size)
+        held_tb = float(size)
+        sizes.append(held_tb)
         intensities.append(float(intensity[0]))
         loads.append(float(load[0]))
     return Rolled(np.array(sizes), np.array(intensities), np.array(loads), relaxed)
-
-
-def _largest_share_tb(choices: CacheChoices) -> float:
-    """Return the size of the first interval with the largest share in time, the smallest of equals."""
-    return float(choices.sizes_tb[int(choices.attainment[0].argmax())])
 
 
 def guarded(

@@ -134,9 +134,7 @@ def _moves(
     return np.where(grows, np.inf, g_per_tb * np.abs(step_tb)[None]), first
 
 
-def _most(
-    gain: Floats, allowed: NDArray[np.bool_], change: Floats | None, first: Floats
-) -> float:
+def _most(gain: Floats, allowed: NDArray[np.bool_], change: Floats | None, first: Floats) -> float:
     """Return the largest share in time of all schedules."""
     never = 10.0 * (1.0 + gain.max())
     barred = None if change is None else np.where(np.isinf(change), never * len(gain), 0.0)

@@ -53,7 +53,8 @@ class Server:
         """Reading from DRAM, if the store has any, and SSD."""
         tiers = (self.cache.dram, self.cache.ssd) if self.cache.dram.tb else (self.cache.ssd,)
         return [
-            ReadSpeed(self.kv_bytes_per_token / (t.gb_per_s * 1e9), t.latency_ms / 1e3) for t in tiers
+            ReadSpeed(self.kv_bytes_per_token / (t.gb_per_s * 1e9), t.latency_ms / 1e3)
+            for t in tiers
         ]
 
     def fixed_w(self, ssd_tb: Floats) -> Floats:
@@ -120,7 +121,9 @@ def server_of(spec: Spec) -> Server:
             break
     if best is not None:
         return best
-    raise failure or InfeasibleError(f"{spec.model}: no tensor parallelism fits its attention heads")
+    raise failure or InfeasibleError(
+        f"{spec.model}: no tensor parallelism fits its attention heads"
+    )
 
 
 def _divisors(n: int) -> list[int]:
@@ -199,7 +202,8 @@ def serve_hours(
     requests = np.bincount(arrived, minlength=hours).astype(np.float64)
     share = np.bincount(arrived, weights=met, minlength=hours) / np.maximum(requests, 1.0)
     counted = arrived >= warm_hours
-    stored = np.minimum(served.trace.stored_tokens, served.trace.prompt_tokens)[counted]  # type: ignore[type-var]
+    assert served.trace.stored_tokens is not None
+    stored = served.trace.stored_tokens[counted]
     written = float(replay.entered_tokens[-1]) * server.kv_bytes_per_token / 1e12 / hours
     part = slice(warm_hours, None)
     return Hours(
@@ -239,9 +243,9 @@ def met_slo(server: Server, served: Served, result: SimulationResult) -> NDArray
 def saved_s(server: Server, stored: NDArray[np.int32]) -> float:
     """Return the prefill time of so many leading tokens, each prompt's computed alone."""
     values, counts = np.unique(stored[stored > 0], return_counts=True)
-    grid = np.unique(np.linspace(0, len(values) - 1, 200).astype(np.int64)) if len(values) else []
     if not len(values):
         return 0.0
+    grid = np.unique(np.linspace(0, len(values) - 1, 200).astype(np.int64))
     times = [server.timing.prefill_s(int(tokens)) for tokens in values[grid]]
     return float((np.interp(values, values[grid], times) * counts).sum())
 

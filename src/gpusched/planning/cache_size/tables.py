@@ -45,7 +45,9 @@ class Tables:
         loads = np.asarray(requests_per_s, np.float64)
         sizes = range(len(self.sizes_tb))
         power = np.stack([np.interp(loads, self.loads_rps, self.power_w[:, s]) for s in sizes], 1)
-        share = np.stack([np.interp(loads, self.loads_rps, self.attainment[:, s]) for s in sizes], 1)
+        share = np.stack(
+            [np.interp(loads, self.loads_rps, self.attainment[:, s]) for s in sizes], 1
+        )
         return power, share, loads[:, None] * 3600.0 * self.written_tb_per_request
 
 

@@ -45,7 +45,9 @@ def serve_from_store(trace: Trace, replay: CacheReplay, speeds: Sequence[ReadSpe
         InputError: another number of tiers than the replay's, or rounds that arrive by think times.
     """
     if len(speeds) != replay.hit_tokens.shape[1]:
-        raise InputError(f"speeds: give {replay.hit_tokens.shape[1]}, one a tier; got {len(speeds)}")
+        raise InputError(
+            f"speeds: give {replay.hit_tokens.shape[1]}, one a tier; got {len(speeds)}"
+        )
     if trace.think_s is not None:
         raise InputError(
             f"{trace.name}: a replay of the store needs arrivals that are known beforehand, not think "
@@ -55,7 +57,7 @@ def serve_from_store(trace: Trace, replay: CacheReplay, speeds: Sequence[ReadSpe
     for tier, speed in enumerate(speeds):
         tokens = replay.hit_tokens[:, tier]
         rows = np.flatnonzero(tokens)
-        read_s = tokens[rows] * speed.token_s + speed.latency_s
+        read_s = np.asarray(tokens[rows] * speed.token_s + speed.latency_s, np.float64)
         done_s = queue_ends_s(trace.arrival_s[rows], read_s)
         ready_s[rows] = np.maximum(ready_s[rows], done_s)
     order = np.argsort(ready_s, kind="stable").astype(np.int64)
