@@ -1,8 +1,8 @@
 """The size of the cache in each interval: least carbon with enough requests in time.
 
 One size an interval is chosen under one row over all intervals, a multiple-choice knapsack. With a
-price on lateness the intervals fall apart (or chain up, where changing the size costs), so bisection
-on the price gives an answer and a bound; HiGHS closes what gap is left.
+price on lateness the intervals fall apart (or chain up, where changing the size costs), so a search
+of the price gives an answer and a bound; HiGHS closes what gap is left.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from gpusched.solve.milp import Program
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-BISECTIONS = 60
+STEPS = 200
+"""Of the search for the price at most; it ends by itself after about ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def _total(carbon: Floats, change: Floats | None, first: Floats, size: Ints) -> 
 def _priced(
     carbon: Floats, gain: Floats, asked: float, change: Floats | None, first: Floats
 ) -> tuple[Ints, float]:
-    """Bisect the price of a missed objective; return the cheapest feasible sizes and the bound."""
+    """Search the price of a missed objective; return the cheapest feasible sizes and the bound."""
     rows = np.arange(len(carbon))
 
     def cheapest(price: float) -> tuple[Ints, float]:
@@ -171,26 +172,28 @@ def _priced(
     size, bound = cheapest(0.0)
     if gain[rows, size].sum() >= asked - 1e-12:
         return size, bound
-    finite = carbon[np.isfinite(carbon)]
-    low, high = 0.0, 1.0 + np.ptp(finite) * len(carbon)
-    best, value = cheapest(high)
-    while gain[rows, best].sum() < asked - 1e-12:
-        high *= 16
-        best, value = cheapest(high)
-        if high > 1e30:
-            break
+    low, price = size, 1.0 + np.ptp(carbon[np.isfinite(carbon)]) * len(carbon)
+    high, value = cheapest(price)
+    while gain[rows, high].sum() < asked - 1e-12 and price < 1e30:
+        low, price = high, 16 * price
+        high, value = cheapest(price)
     bound = max(bound, value)
-    for _ in range(BISECTIONS):
-        price = (low + high) / 2
+    for _ in range(STEPS):
+        # the price at which both cost the same; the bound is concave and has its peak between them
+        more = gain[rows, high].sum() - gain[rows, low].sum()
+        if more <= 0:
+            break
+        price = (_total(carbon, change, first, high) - _total(carbon, change, first, low)) / more
         size, value = cheapest(price)
+        tangent = _total(carbon, change, first, high) - price * (gain[rows, high].sum() - asked)
         bound = max(bound, value)
+        if value >= tangent - 1e-12 * abs(tangent):
+            break
         if gain[rows, size].sum() >= asked - 1e-12:
-            high = price
-            if _total(carbon, change, first, size) <= _total(carbon, change, first, best):
-                best = size
+            high = size
         else:
-            low = price
-    return _repaired(best, carbon, gain, asked, change, first), bound
+            low = size
+    return _repaired(high, carbon, gain, asked, change, first), bound
 
 
 def _path(cost: Floats, change: Floats | None, first: Floats) -> Ints:
@@ -219,20 +222,17 @@ def _repaired(
     rows = np.arange(len(size))
     while True:
         slack = gain[rows, size].sum() - asked
-        now = _total(carbon, change, first, size)
-        best, move = now - 1e-12, None
-        for t in range(len(size)):
-            for s in range(carbon.shape[1]):
-                if s == size[t] or gain[t, size[t]] - gain[t, s] > slack + 1e-12:
-                    continue
-                trial = size.copy()
-                trial[t] = s
-                value = _total(carbon, change, first, trial)
-                if value < best:
-                    best, move = value, (t, s)
-        if move is None:
+        cost = carbon.copy()
+        cost[0] += first
+        if change is not None:
+            cost[1:] += change[rows[:-1], size[:-1]]
+            cost[:-1] += change[rows[:-1], :, size[1:]]
+        saved = cost[rows, size][:, None] - cost
+        saved[gain[rows, size][:, None] - gain > slack + 1e-12] = -np.inf
+        t, s = np.unravel_index(int(saved.argmax()), saved.shape)
+        if saved[t, s] <= 1e-12:
             return size
-        size[move[0]] = move[1]
+        size[t] = s
 
 
 def _milp(
