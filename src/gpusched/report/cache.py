@@ -23,13 +23,18 @@ def headline(answer: CacheAnswer) -> str:
     sizes = ours.hours.size_tb
     low, high = sizes.min(), sizes.max()
     span = f"{low:g} TB" if low == high else f"{low:g} to {high:g} TB"
-    less = saving(ours, full)
+    own = answer.server.cache.ssd.kg_per_tb
+    best = next(row.best_fixed for row in answer.sensitivity if row.ssd_kg_per_tb == own)
     return (
         f"hold {span} of flash ({sizes.mean():.3g} on average): {ours.total_g / 1e3:.3g} kg CO2e in "
-        f"{len(sizes)} hours, {abs(less):.1%} {'less' if less >= 0 else 'more'} than always "
-        f"{full.hours.size_tb[0]:g} TB ({full.total_g / 1e3:.3g} kg); "
+        f"{len(sizes)} hours, {_less(saving(ours, full))} {full.name} ({full.total_g / 1e3:.3g} kg) and "
+        f"{_less(saving(ours, best))} the best fixed size in hindsight, {best.name}; "
         f"{ours.hours.share_in_time:.2%} of the requests in time, {answer.asked:.2%} asked"
     )
+
+
+def _less(share: float) -> str:
+    return f"{abs(share):.1%} {'less' if share >= 0 else 'more'} than"
 
 
 def show_cache(answer: CacheAnswer, console: Console | None = None) -> None:
