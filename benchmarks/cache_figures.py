@@ -1,6 +1,6 @@
 """Draw the pictures of docs/green-cache.md.
 
-    python benchmarks/cache_figures.py [--out docs]
+python benchmarks/cache_figures.py [--out docs]
 """
 
 import argparse
