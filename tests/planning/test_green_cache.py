@@ -245,6 +245,7 @@ def test_whole_answer():
     assert full.hours.hit_ratio > 0.3
     assert full.operational_g < none.operational_g
     assert none.ssd_g == 0.0
+    assert any("reuse distances of documents" in text for text in found.assumptions)
     held = [row.adaptive.hours.size_tb.mean() for row in found.sensitivity]
     assert held[0] >= held[1] >= held[2]
     grid = found.demand.g_per_kwh[found.demand.history :]

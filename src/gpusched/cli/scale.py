@@ -21,13 +21,10 @@ def scale(
 
     Example: gpusched scale examples/green-cache.yaml
     """
-    from gpusched.cli.scale_cache import scale_cache
+    from gpusched.cli.scale_cache import asks_for_cache, scale_cache
     from gpusched.domain.spec import read_spec
     from gpusched.errors import InputError
 
-    found = read_spec(spec)
-    if found.objective != "carbon":
-        raise InputError(
-            f"{spec}: objective: must be carbon to size a cache over time, got {found.objective}"
-        )
-    scale_cache(found, output=output, report=report, seed=seed, as_json=as_json)
+    if not asks_for_cache(spec):
+        raise InputError(f"{spec}: objective: must be carbon to size a cache over time")
+    scale_cache(read_spec(spec), output=output, report=report, seed=seed, as_json=as_json)

@@ -8,6 +8,13 @@ if TYPE_CHECKING:
     from gpusched.domain.spec import Spec
 
 
+def asks_for_cache(spec: Path) -> bool:
+    """Tell whether a document asks for the carbon of a prompt cache over time."""
+    from gpusched.domain.document import load_document
+
+    return load_document(spec).get("objective") == "carbon"
+
+
 def scale_cache(
     spec: "Spec",
     *,

@@ -22,6 +22,7 @@ from gpusched.planning.cache_size.rolling import (
 )
 from gpusched.planning.cache_size.server import Hours, Server, serve_hours, server_of, with_cache
 from gpusched.planning.cache_size.tables import Tables, measure_tables
+from gpusched.traces.reuse import hit_curve
 from gpusched.traces.trace import Trace
 from gpusched.traces.workload import load_workload
 
@@ -107,7 +108,7 @@ def plan_cache(
     return replace(
         found,
         assumptions=(
-            ELASTIC, *notes, *demand.notes,
+            ELASTIC, *notes, reuse_note(server, profile), *demand.notes,
             f"the cache is filled for {WARM_HOURS} hours, which are not counted, before the first",
             f"embodied carbon of flash {spec.cache.ssd.kg_per_tb:g} kg/TB over "
             f"{spec.cache.lifetime_years:g} years; published values lie between 4 and 160",
@@ -142,6 +143,18 @@ def halves(trace: Trace) -> tuple[Trace, Trace, tuple[str, ...]]:
         f"the first {middle} requests of {trace.name} make the tables, the others, over and over with "
         "new content, the days",
     )  # fmt: skip
+
+
+def reuse_note(server: Server, trace: Trace) -> str:
+    """Return how large a cache the trace's reuse distances call for, from one pass over them."""
+    curve = hit_curve(trace, warm_from=len(trace) // 3)
+    if not len(curve.tokens) or curve.hit_ratio[-1] <= 0:
+        return f"{trace.name}: no prompt begins like an earlier one"
+    nearly = int(curve.tokens[int((curve.hit_ratio >= 0.95 * curve.hit_ratio[-1]).argmax())])
+    return (
+        f"reuse distances of {trace.name}: of an unlimited cache's hits, {curve.hit_ratio[-1]:.1%} of all "
+        f"prompt tokens, one of {nearly * server.kv_bytes_per_token / 1e12:.3g} TB gets 95 % (LRU)"
+    )
 
 
 def loads_of(demand: Demand) -> list[float]:
