@@ -108,13 +108,13 @@ def day_chart(answer: CacheAnswer) -> str:
     counted = slice(answer.demand.history, None)
     series = (
         ("cache", answer.adaptive.hours.size_tb, answer.tables.sizes_tb[-1], "TB"),
-        ("carbon intensity", answer.demand.g_per_kwh[counted], None, "g/kWh"),
-        ("load", answer.demand.requests_per_s[counted], None, "requests/s"),
+        ("intensity", answer.demand.g_per_kwh[counted], None, "g/kWh"),
+        ("load", answer.demand.requests_per_s[counted], None, "req/s"),
     )
     lines = []
     for name, values, most, unit in series:
         top = float(values.max()) if most is None else float(most)
-        lines.append(Line(f"{name} (1 = {top:.3g} {unit})", hours, values / max(top, 1e-12)))
+        lines.append(Line(f"{name} / {top:.3g} {unit}", hours, values / max(top, 1e-12)))
     return line_chart(
         lines, title="Cache size against carbon intensity and load", x_label="hour",
         y_label="share of the largest", y_top=1.05,
@@ -144,8 +144,8 @@ def render_cache(answer: CacheAnswer) -> str:
     table = "<div class='scroll'><table>{}</table></div>"
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(v)}</td>" for v in _row(o, answer.adaptive)) + "</tr>"
-        for o in (answer.adaptive, *answer.rivals)
+        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(v)}</td>' for v in values)}</tr>"
+        for name, *values in (_row(o, answer.adaptive) for o in (answer.adaptive, *answer.rivals))
     )
     found = sensitivity_rows(answer)
     titles = "".join(f"<th>{escape(name)}</th>" for name, _ in found[0])
