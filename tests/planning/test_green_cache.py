@@ -154,12 +154,17 @@ def test_the_guard_acts_after_a_missed_hour():
         met = np.where(sizes_tb >= 1.0, 1.0, 0.5)
         met[3] = 0.0
         n = len(sizes_tb)
-        return Hours(sizes_tb, np.ones(n), np.ones(n), met, 0.0, 0.0, 0.0)
+        return Hours(sizes_tb, np.ones(n), np.full(n, 500.0), met, 0.0, 0.0, 0.0)
 
-    clean = demand(np.r_[np.full(28, 600.0), np.full(20, 0.0)])
+    clean = demand(np.zeros(72), history=24)
+    assert (roll(server, tables(), clean).sizes_tb == 0.0).all()
     rolled, hours, missed = guarded(server, tables(), clean, serve)
-    assert 3 in missed
-    assert rolled.sizes_tb[4] >= rolled.sizes_tb[3]
+    # a day at the next larger size, then another try, as nothing missed in the meantime but hour 3
+    assert missed == (0, 3, 28)
+    assert list(rolled.sizes_tb[:5]) == [0.0, 1.0, 1.0, 1.0, 2.0]
+    assert (rolled.sizes_tb[4:28] == 2.0).all()
+    assert rolled.sizes_tb[28] == 0.0
+    assert (rolled.sizes_tb[29:] == 1.0).all()
     assert rolled.forecast_rps[4] == pytest.approx(1.1 * rolled.forecast_rps[3])
     assert set(missed) == set(np.flatnonzero(hours.attainment < 0.9))
 

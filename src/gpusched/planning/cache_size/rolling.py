@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 HORIZON_HOURS = 24
 RAISED_LOAD = 1.1
 """On the load forecast of the hour after one that missed the attainment."""
+SUCH_A_LOAD = 0.9
+"""Of the load of an hour that missed: from there on its size is not held again for a day."""
 MOST_PASSES = 12
 
 
@@ -79,7 +81,8 @@ def roll(
 ) -> Rolled:
     """Return the sizes of rolling schedules of 24 hours.
 
-    After the hours in ``missed`` the size may not fall and the load is forecast 10 % higher.
+    After the hours in ``missed`` the size may not fall and the load is forecast 10 % higher; and for a
+    day the size that missed is not held again at such a load, but a larger one.
 
     Raises:
         InfeasibleError: the very first schedule cannot reach the attainment.
@@ -110,11 +113,20 @@ def roll(
             size = choices.sizes_tb[int(choices.attainment[0].argmax())]
         if hour - 1 in missed and held_tb is not None:
             size = max(size, held_tb)
+        for before in range(max(hour - HORIZON_HOURS, 0), hour):
+            seen = demand.requests_per_s[demand.history + before]
+            if before in missed and load[0] >= SUCH_A_LOAD * seen:
+                size = max(size, _next_above(tables.sizes_tb, sizes[before]))
         held_tb = float(size)
         sizes.append(held_tb)
         intensities.append(float(intensity[0]))
         loads.append(float(load[0]))
     return Rolled(np.array(sizes), np.array(intensities), np.array(loads), relaxed)
+
+
+def _next_above(sizes_tb: Floats, size_tb: float) -> float:
+    """Return the next larger size, the largest if there is none."""
+    return float(sizes_tb[min(int((sizes_tb <= size_tb).sum()), len(sizes_tb) - 1)])
 
 
 def guarded(
@@ -125,7 +137,8 @@ def guarded(
     *,
     start_tb: float | None = None,
 ) -> tuple[Rolled, Hours, tuple[int, ...]]:
-    """Roll and serve with the guard: an hour that misses the attainment binds the next one.
+    """Roll and serve with the guard: an hour that misses the attainment, by more than a standard error,
+    binds those after it.
 
     What happens in an hour depends on the sizes up to it alone, so passes over all hours settle the
     guard hour by hour; the hours it acted after are returned too.
@@ -135,7 +148,8 @@ def guarded(
     for _ in range(MOST_PASSES):
         rolled = roll(server, tables, demand, start_tb=start_tb, missed=missed)
         hours = serve(rolled.sizes_tb)
-        found = {int(h) for h in np.flatnonzero(hours.attainment < asked)}
+        noise = np.sqrt(asked * (1 - asked) / np.maximum(hours.requests, 1.0))
+        found = {int(h) for h in np.flatnonzero(hours.attainment < asked - noise)}
         if found == missed:
             break
         missed = found
