@@ -1,4 +1,4 @@
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -126,3 +126,57 @@ def test_bad_input_is_named() -> None:
         CacheChoices(SIZES, np.zeros((2, 4)), RATE, np.zeros((4, 4)))
     with pytest.raises(InputError, match="finite"):
         CacheChoices(SIZES, np.full((4, 4), np.nan), RATE, np.zeros((4, 4)))
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    growth=st.sampled_from([0.5, 1.0, 3.0, 9.0]),
+    change=st.sampled_from([0.0, 2.0]),
+    each=st.booleans(),
+    start=st.sampled_from([None, 0.0, 3.0]),
+)
+@settings(max_examples=40, deadline=None)
+def test_growth_limit_against_enumeration(
+    seed: int, growth: float, change: float, each: bool, start: float | None
+) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = np.array([0.0, 1.0, 3.0, 9.0])
+    attainment = np.sort(rng.random((4, 4)) * 0.3 + 0.7, axis=1)
+    choices = CacheChoices(sizes, rng.random((4, 4)) * 30, rng.random(4) + 0.1, attainment)
+    share = choices.requests / choices.requests.sum()
+
+    def may(before: float, after: float) -> bool:
+        above = sizes[sizes > before]
+        step = above[0] - before if len(above) else 0.0
+        return bool(after - before <= max(growth, step) + 1e-9)
+
+    best = np.inf
+    for path in product(range(4), repeat=4):
+        held = sizes[list(path)]
+        reached = attainment[np.arange(4), list(path)]
+        steps = list(pairwise(held))
+        if start is not None:
+            steps = [(start, held[0]), *steps]
+        good = (reached >= 0.85).all() if each else (share * reached).sum() >= 0.85
+        if good and all(may(a, b) for a, b in steps):
+            paid = change * sum(abs(b - a) for a, b in steps)
+            best = min(best, choices.carbon_g[np.arange(4), list(path)].sum() + paid)
+    asked = {"each_interval": each, "change_g_per_tb": change, "start_tb": start}
+    if np.isinf(best):
+        with pytest.raises(InfeasibleError):
+            schedule_cache(choices, 0.85, growth_tb=growth, **asked)  # type: ignore[arg-type]
+        return
+    for method in ("auto", "milp"):
+        found = schedule_cache(choices, 0.85, growth_tb=growth, method=method, **asked)  # type: ignore[arg-type]
+        assert found.carbon_g == pytest.approx(best, abs=1e-6)
+
+
+def test_wear_shortens_the_life_of_flash() -> None:
+    tables = np.ones((1, 3)), np.ones((1, 3)), [1.0], [0.0]
+    written = np.array([[0.0, 2.0, 2.0]])
+    found = cache_choices(
+        [0.0, 1.0, 100.0], *tables, ssd_kg_per_tb=30, written_tb_per_hour=written, endurance=1825
+    ).carbon_g[0]
+    assert found[0] == 0.0
+    assert found[1] == pytest.approx(30_000 * 2 / 1825)  # 912 hours until it is worn out
+    assert found[2] == pytest.approx(30_000 * 100 / 43_800)  # old before it is worn out

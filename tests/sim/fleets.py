@@ -1,5 +1,6 @@
 """Random timings, traces and fleets for the simulator's tests."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from gpusched.policies.batching.discipline import GROUPED, discipline
 from gpusched.sim.fleet import Fleet, KvLink, Pool
+from gpusched.sim.rounds.setup import needs_rounds
 from gpusched.sim.simulate import ClosedLoop
 from gpusched.timing.compiled import CompiledTiming
 from gpusched.traces.trace import Prefixes, Trace
@@ -188,4 +190,7 @@ def scenarios(draw) -> tuple[Fleet, Trace, ClosedLoop | None, int]:
     loop = None
     if draw(st.integers(0, 3)) == 0:
         loop = ClosedLoop(draw(st.integers(1, 12)), draw(st.sampled_from([0.0, 0.05])))
+    if draw(st.integers(0, 2)) == 0 and not needs_rounds(fleet):
+        found = np.random.default_rng(seed).random(len(requests)) * requests.prompt_tokens
+        requests = replace(requests, stored_tokens=found.astype(np.int32))
     return fleet, requests, loop, seed

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,12 +179,15 @@ def test_damaged_parquet_is_a_trace_or_a_clear_error(tmp_path_factory, noise, at
         assert str(error)
 
 
-@pytest.mark.parametrize("profile", ["chat", "agent"])
+@pytest.mark.parametrize("profile", ["chat", "agent", "documents"])
 def test_round_trip(tmp_path, profile):
     trace = generate(profile, 5, 400, seed=3)
+    if profile == "documents":
+        trace = replace(trace, stored_tokens=trace.prompt_tokens // 2)
     write_trace(trace, tmp_path / "t.parquet")
     again = read_trace(tmp_path / "t.parquet")
-    for name in ("arrival_s", "prompt_tokens", "output_tokens", "session_id", "round", "think_s"):
+    names = ("arrival_s", "prompt_tokens", "output_tokens", "session_id", "round", "think_s")
+    for name in (*names, "stored_tokens"):
         ours, theirs = getattr(trace, name), getattr(again, name)
         assert (ours is None) == (theirs is None)
         if ours is not None:
@@ -193,6 +197,20 @@ def test_round_trip(tmp_path, profile):
         assert ideal_hit_ratio(again) == pytest.approx(ideal_hit_ratio(trace))
         with pytest.raises(InputError, match="parquet"):
             write_trace(trace, tmp_path / "t.csv")
+
+
+def test_questions_share_their_documents_by_popularity():
+    trace = generate("documents", 5, 2000, seed=1)
+    prefix, shape = trace.prefix, load_profile("documents")
+    lengths = np.diff(prefix.offsets)
+    assert (lengths * prefix.block_tokens < trace.prompt_tokens).all()
+    first = prefix.block_ids[prefix.offsets[:-1]]
+    _, times = np.unique(first, return_counts=True)
+    weight = np.arange(1, shape.documents + 1) ** -shape.popularity
+    assert times.max() / len(trace) == pytest.approx((weight / weight.sum())[0], rel=0.15)
+    for document in np.unique(first)[:20]:
+        rows = np.flatnonzero(first == document)
+        assert len({int(n) for n in lengths[rows]}) == 1, "all questions share the whole document"
 
 
 @pytest.mark.parametrize("process", ARRIVALS)
@@ -222,7 +240,10 @@ def test_generated_lengths_follow_their_profile(name):
         long_sessions = "agent" in name
         assert describe(trace)["ideal_prefix_hit_ratio"] > (0.8 if long_sessions else 0.3)
         return
-    for column in against(trace, load_profile(name)).values():
+    found = against(trace, load_profile(name))
+    if load_profile(name).documents:
+        del found["prompt_tokens"]  # a popular document's length counts once for each question
+    for column in found.values():
         assert column["ks_distance"] < 0.03
 
 

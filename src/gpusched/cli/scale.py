@@ -27,20 +27,29 @@ def scale(
         tuple[str, Path] | None,
         typer.Option(metavar="FORMAT FILE", help="Write the plan as schedule, keda or hpa."),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the sizes of a cache, as JSON."),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of generated traffic and random choices.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Scale instances over days of traffic, simulated request by request.
+    """Scale instances over days of traffic, simulated request by request; with objective: carbon, the
+    cache of prompts by the hour.
 
     Example: gpusched scale scale.yaml --policy anticipating,lt-i,threshold --export keda keda.yaml
     """
+    from gpusched.cli.scale_cache import asks_for_cache, scale_cache
+
+    if asks_for_cache(spec):
+        from gpusched.domain.spec import read_spec
+
+        scale_cache(read_spec(spec), output=output, report=report, seed=seed, as_json=as_json)
+        return
     from gpusched.domain.scale import read_scale_spec
-    from gpusched.errors import InputError
 
     question = read_scale_spec(spec)
-    if question.objective == "carbon":
-        raise InputError(f"{spec}: objective: carbon is not answered by scale yet; choose cost")
     _scale_by_cost(
         question, policy, tune=tune, export=export, report=report, seed=seed, as_json=as_json
     )

@@ -77,7 +77,9 @@ def convert(
 def generate(
     profile: Annotated[
         str,
-        typer.Argument(help="chat, code, agent, tool-agent, assistant, rag, summarize, reason."),
+        typer.Argument(
+            help="chat, code, agent, tool-agent, assistant, rag, documents, summarize, reason."
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="Where to write: .parquet or .csv.")],
     rate: Rate = 10.0,

@@ -156,7 +156,7 @@ class ScaleSpec(Section):
     """In order of urgency."""
     demand: DemandOverTime
     forecast: Forecasting = Forecasting()
-    objective: Literal["cost", "carbon"] = "cost"
+    objective: Literal["cost"] = "cost"
     local_share: float = Field(default=0.8, ge=0, le=1)
     """Share of a region's demand to be served there."""
     regions_latency_s: float = Field(default=0.05, ge=0, le=10)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from gpusched.domain.cache import Cache, resolve_cache
 from gpusched.domain.cascade import Cascade
 from gpusched.domain.catalog import load_model
 from gpusched.domain.cluster import Cluster
@@ -54,6 +55,8 @@ class Spec(Section):
     search: Search = Search()
     cascade: Cascade | None = None
     """Smaller models that answer first."""
+    cache: Cache | None = None
+    """A store of KV cache outside the engines, sized hour by hour for carbon."""
     timing: str | None = None
     """Path of a file with coefficients calibrated on one's own engines."""
 
@@ -112,6 +115,8 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     cascade = values.get("cascade")
     if isinstance(cascade, dict) and isinstance(cascade.get("scores"), str):
         values["cascade"] = {**cascade, "scores": absolute_path(cascade["scores"], folder)}
+    if isinstance(values.get("cache"), dict):
+        values["cache"] = resolve_cache(values["cache"], folder)
     values = resolve_policies(values, folder)
     if isinstance(values.get("engine"), dict):
         values["engine"] = resolve_policies(values["engine"], folder)

@@ -71,7 +71,7 @@ class Workload(Section):
     def _check(self) -> "Workload":
         if (self.trace is None) == (self.profile is None):
             raise ValueError(
-                "give either trace (a file) or profile (chat, code, agent, tool-agent, assistant, rag, summarize, reason)"
+                "give either trace (a file) or profile (chat, code, agent, tool-agent, assistant, rag, documents, summarize, reason)"
             )
         if self.profile is not None and self.rate_rps is None:
             raise ValueError("a profile needs rate_rps, the arrivals a second")

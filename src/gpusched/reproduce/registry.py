@@ -56,6 +56,11 @@ PAPERS = {
     "sageserve": Paper(
         "SageServe: forecast-aware auto-scaling for LLM serving", "2502.14617", "sageserve"
     ),
+    "greencache": Paper(
+        "Cache your prompt when it's green: carbon-aware caching for LLM serving",
+        "2505.23970",
+        "greencache",
+    ),
     "helix": Paper(
         "Helix: serving over heterogeneous GPUs and network via max-flow", "2406.01566", "helix"
     ),

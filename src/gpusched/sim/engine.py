@@ -239,7 +239,7 @@ def start(s, e, r, budget):
     idle = hits
     if past == 0:
         hits, idle = prefix_hits(s, e, r, target)
-        past = min(hits * engine.prefix_tokens, target - 1)
+        past = min(max(hits * engine.prefix_tokens, np.int64(request.stored)), target - 1)
     new = min(target - past, budget)
     held = target if engine.reserve_prompt else past + new
     needed = blocks_for(engine, held) - hits * engine.prefix_blocks
@@ -296,7 +296,7 @@ def schedule_whole(s, e):
             idle = hits
             if past == 0:
                 hits, idle = prefix_hits(s, e, head, target)
-                past = min(hits * engine.prefix_tokens, target - 1)
+                past = min(max(hits * engine.prefix_tokens, np.int64(request.stored)), target - 1)
             new = target - past
             full = engine.chunk_tokens + new > engine.max_batched_tokens
             if not static and engine.chunk_tokens > 0 and full:

@@ -79,6 +79,8 @@ class Reference:
         predicted = predictions(trace, disciplines, seed)
         for request in self.requests:
             request.predicted = int(predicted[request.index])
+            if trace.stored_tokens is not None:
+                request.stored = int(trace.stored_tokens[request.index])
             if trace.class_id is not None:
                 request.priority = int(trace.class_id[request.index])
         if trace.session_id is not None:

@@ -44,6 +44,8 @@ class Request:
     last_token_s: float = nan
     produced: int = 0
     computed: int = 0
+    stored: int = 0
+    """Prompt tokens that a store outside the engines holds."""
     cached: int = 0
     held: int = 0
     private: int = 0
@@ -462,7 +464,7 @@ class Engine:
         durations = []
         for request in near:
             hits = self.hits(request)
-            past = request.computed or min(hits * self.prefix_tokens, request.target - 1)
+            past = request.computed or self.found(request, hits)
             durations.append(self.prefill_s(request.target - past, past))
         best, best_value = near[0], (-1, 0.0)
         for order in permutations(range(len(near))):
@@ -493,6 +495,10 @@ class Engine:
             + timing.logits_s[1]
         )
 
+    def found(self, request: Request, hits: int) -> int:
+        """Tokens of a prompt that need not be computed, ``hits`` leading blocks being cached."""
+        return min(max(hits * self.prefix_tokens, request.stored), request.target - 1)
+
     def start_groups(self, budget: int, now_s: float) -> None:
         """Admit held requests group by group."""
         for g in range(1 if self.nested else len(self.held)):
@@ -508,7 +514,7 @@ class Engine:
         """Admit a request if it fits; return its tokens, and whether the gate refused it."""
         received = request.computed > 0
         hits = 0 if received else self.hits(request)
-        past = request.computed if received else min(hits * self.prefix_tokens, request.target - 1)
+        past = request.computed if received else self.found(request, hits)
         new = min(request.target - past, budget)
         held = request.target if self.policy.reserve_prompt else past + new
         if not self.room(request, hits, held):
@@ -537,7 +543,7 @@ class Engine:
             while self.waiting and len(self.running) < self.max_seqs:
                 request = self.waiting[0]
                 hits = 0 if request.computed else self.hits(request)
-                past = request.computed or min(hits * self.prefix_tokens, request.target - 1)
+                past = request.computed or self.found(request, hits)
                 new = request.target - past
                 if not static and tokens and tokens + new > self.pool.max_num_batched_tokens:
                     break

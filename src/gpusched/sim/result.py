@@ -95,6 +95,9 @@ class SimulationResult:
     """What policies assumed, such as a load that they find unstable."""
     rounds: RoundLog | None = None
     """Where rounds of sessions were placed one by one."""
+    busy_s: Floats | None = None
+    """By interval, where asked for: ``busy_s`` and ``prefill_busy_s`` of each pool's engines summed,
+    shape (intervals, pools, 2). Time counts where an iteration, or a run of equal ones, ends."""
 
     @property
     def local_prefill_share(self) -> float | None:

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from gpusched.sim.fleet import Fleet, Pool
 from gpusched.sim.front import front_of
 from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
 from gpusched.sim.grouping import groups_for
+from gpusched.sim.intervals import Intervals
 from gpusched.sim.reestimation import Reestimation
 from gpusched.sim.result import Floats, PoolUse, RoundLog, SimulationResult
 from gpusched.sim.rounds.loop import run_rounds
@@ -58,11 +59,13 @@ def simulate(
     closed_loop: ClosedLoop | None = None,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
+    interval_s: float | None = None,
 ) -> SimulationResult:
     """Return what happens to every request of ``trace`` on ``fleet``.
 
     The answer is exact: the start and the end of every iteration are those of a step-by-step
     simulation, to rounding. ``progress`` is called now and then with the share of requests done.
+    With ``interval_s`` the result also says how busy the pools were in each interval.
 
     Raises:
         InputError: the trace is empty or its block ids do not fit the engines' KV blocks.
@@ -75,11 +78,15 @@ def simulate(
     run = compiled_for(loop, s, rules, EVENTS_PER_SLICE, math.inf)
     chosen = [(pool, discipline(pool.batching)) for pool in fleet.pools]
     learning = Reestimation([(p, d, int(e)) for (p, d), e in zip(chosen, firsts, strict=True)], s)
+    intervals = Intervals(interval_s, [pool.lanes for pool in fleet.pools], firsts)
     started = time.perf_counter()
     while True:
-        status = run(s, rules, EVENTS_PER_SLICE, learning.due_s)
+        status = run(s, rules, EVENTS_PER_SLICE, min(learning.due_s, intervals.due_s))
         if status == kernel.DUE:
-            learning.update(s)
+            if intervals.due_s <= learning.due_s:
+                intervals.update(s)
+            else:
+                learning.update(s)
         elif status != kernel.UNDER_WAY:
             break
         if progress is not None:
@@ -89,7 +96,8 @@ def simulate(
     if status == kernel.STALLED:
         raise InputError(stall(fleet, s))
     wall_s = time.perf_counter() - started
-    return collect(fleet, trace, s, firsts, wall_s, notes + learning.notes)
+    result = collect(fleet, trace, s, firsts, wall_s, notes + learning.notes)
+    return replace(result, busy_s=intervals.finish(s)) if interval_s is not None else result
 
 
 def attribute_access(s: state.State) -> state.State:
@@ -201,6 +209,7 @@ def build(
     requests["admitted_s"] = np.nan
     requests["prompt"] = trace.prompt_tokens
     requests["output"] = trace.output_tokens
+    requests["stored"] = 0 if trace.stored_tokens is None else trace.stored_tokens
     requests["follower"] = state.NONE
     if trace.think_s is not None and trace.session_id is not None and trace.round is not None:
         followers = session_followers(trace.session_id, trace.round)
@@ -279,6 +288,11 @@ def build(
         ids, requests["session"] = np.unique(trace.session_id, return_inverse=True)
         sessions = len(ids)
     rounds = rounds_of(routing, trace, lanes, requests) if needs_rounds(fleet) else None
+    if rounds is not None and trace.stored_tokens is not None:
+        raise InputError(
+            f"{trace.name}: prompts found in a store outside the engines do not go with policies that "
+            "place or order rounds one by one (ampd, on-time); choose another routing and batching"
+        )
     seats = int(engines["max_seqs"].max())
     windowed = any(timing.window > 0 for timing in compiled)
     block_tokens = max(pool.block_tokens for pool in fleet.pools)

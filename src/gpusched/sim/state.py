@@ -44,7 +44,8 @@ REQUEST = np.dtype(
         ("produced", "i4"),  # output tokens given, up to date unless decoding
         ("computed", "i4"),  # KV tokens held, up to date unless decoding
         ("shared", "i4"),  # leading prefix blocks held in the cache's name
-        ("cached", "i4"),  # prompt tokens found in the cache at first admission
+        ("stored", "i4"),  # prompt tokens that a store outside the engines holds
+        ("cached", "i4"),  # prompt tokens found in the cache or store at first admission
         ("preemptions", "i4"),
         ("holds", "i4"),  # times that admission has put it off, or passed it over
         ("engine", "i4"),

@@ -28,7 +28,8 @@ def generate(
     """Return a trace of mean rate ``rate_rps`` with the lengths of a profile.
 
     A profile with sessions gives rounds that arrive after think times; sessions then start at the
-    rate that gives ``rate_rps`` requests a second, and block ids let rounds share KV cache.
+    rate that gives ``rate_rps`` requests a second, and block ids let rounds share KV cache. So they do
+    for questions about the same document.
 
     Raises:
         InputError: unknown profile or arrival process, or a rate so low that nothing arrives.
@@ -44,7 +45,8 @@ def generate(
             f"profile {profile}: nothing arrives at {rate_rps:g} requests a second within "
             f"{duration_s:g} s; raise rate_rps or duration_s"
         )
-    trace = _sessions(shape, times_s, rng) if shape.rounds else _singles(shape, times_s, rng)
+    make = _sessions if shape.rounds else _questions if shape.documents else _singles
+    trace = make(shape, times_s, rng)
     if limit is not None and len(trace) > limit:
         trace = trace.take(np.arange(limit))
     return trace
@@ -56,6 +58,27 @@ def _singles(shape: Profile, times_s: NDArray[np.float64], rng: np.random.Genera
         arrival_s=times_s,
         prompt_tokens=_whole(draw(shape.prompt_tokens, prompt_share)),
         output_tokens=_whole(draw(shape.output_tokens, output_share)),
+        name=shape.name,
+    )
+
+
+def _questions(shape: Profile, times_s: NDArray[np.float64], rng: np.random.Generator) -> Trace:
+    """Single questions about documents, each document's blocks shared by all that ask about it."""
+    n = len(times_s)
+    length = _whole(draw(shape.prompt_tokens, rng.random(shape.documents))).astype(np.int64)
+    weight = np.arange(1, shape.documents + 1) ** -shape.popularity
+    asked = rng.choice(shape.documents, n, p=weight / weight.sum())
+    question = _whole(draw(shape.growth_tokens, rng.random(n)))
+    count = length // BLOCK_TOKENS
+    first = np.concatenate(([0], np.cumsum(count)))[:-1]
+    offsets = np.concatenate(([0], np.cumsum(count[asked]))).astype(np.int64)
+    ids = np.arange(offsets[-1]) + np.repeat(first[asked] - offsets[:-1], count[asked])
+    _, dense = np.unique(ids, return_inverse=True)
+    return Trace(
+        arrival_s=times_s,
+        prompt_tokens=(length[asked] + question).astype(np.int32),
+        output_tokens=_whole(draw(shape.output_tokens, rng.random(n))),
+        prefix=Prefixes(offsets, dense.astype(np.int32), BLOCK_TOKENS),
         name=shape.name,
     )
 

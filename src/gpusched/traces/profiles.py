@@ -36,6 +36,11 @@ class Profile:
     shared_tokens: int = 0
     """Leading tokens that all sessions share, such as a system prompt and tools."""
     max_context_tokens: int = 1_000_000
+    documents: int = 0
+    """Documents that are asked about: ``prompt_tokens`` are a document's, ``growth_tokens`` a
+    question's."""
+    popularity: float = 0.0
+    """The n-th most asked document is asked in proportion to ``n ** -popularity`` (Zipf)."""
 
 
 @cache

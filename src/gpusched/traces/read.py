@@ -115,6 +115,7 @@ def read_trace(
         class_id=classes,
         class_names=class_names,
         prefix=_prefixes(path, table, prompt_tokens, session),
+        stored_tokens=_stored(path, table),
         name=path.name.split(".")[0],
     )
     order = np.argsort(trace.arrival_s, kind="stable")
@@ -123,6 +124,12 @@ def read_trace(
             notes.append("arrivals were not in order of time; sorted")
         trace = trace.take(order)
     return trace.with_notes(*notes)
+
+
+def _stored(path: Path, table: pa.Table) -> NDArray[np.int32] | None:
+    if "stored_tokens" not in table.column_names:
+        return None
+    return _tokens(path, table, "stored_tokens").astype(np.int32)
 
 
 def load_table(path: Path) -> pa.Table:

@@ -37,6 +37,15 @@ class Prefixes:
         _, dense = np.unique(self.block_ids[index], return_inverse=True)
         return Prefixes(offsets, dense.astype(np.int32), self.block_tokens)
 
+    def coarse(self, factor: int) -> "Prefixes":
+        """Return blocks ``factor`` times as long; what does not fill the last one is dropped."""
+        lengths = np.diff(self.offsets) // factor
+        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        index = np.repeat(self.offsets[:-1], lengths) + (within + 1) * factor - 1
+        _, dense = np.unique(self.block_ids[index], return_inverse=True)
+        return Prefixes(offsets, dense.astype(np.int32), self.block_tokens * factor)
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -61,6 +70,8 @@ class Trace:
     model_id: NDArray[np.int16] | None = None
     region_id: NDArray[np.int16] | None = None
     prefix: Prefixes | None = None
+    stored_tokens: NDArray[np.int32] | None = None
+    """Leading prompt tokens whose KV cache a store outside the engines holds."""
     name: str = "trace"
     notes: tuple[str, ...] = ()
     """What was dropped, added or assumed while the trace was made."""
@@ -73,6 +84,9 @@ class Trace:
                 raise InputError(
                     f"{self.name}: column {f.name} has {len(column)} rows, expected {n}"
                 )
+        stored = self.stored_tokens
+        if stored is not None and ((stored < 0) | (stored > self.prompt_tokens)).any():
+            raise InputError(f"{self.name}: stored_tokens must lie in 0 to prompt_tokens")
         if self.prefix is not None and len(self.prefix.offsets) != n + 1:
             raise InputError(
                 f"{self.name}: prefix has {len(self.prefix.offsets) - 1} rows, not {n}"

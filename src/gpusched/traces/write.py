@@ -23,7 +23,7 @@ def write_trace(trace: Trace, path: str | Path) -> None:
         "prompt_tokens": trace.prompt_tokens,
         "output_tokens": trace.output_tokens,
     }
-    for name in ("session_id", "round", "think_s"):
+    for name in ("session_id", "round", "think_s", "stored_tokens"):
         if getattr(trace, name) is not None:
             columns[name] = getattr(trace, name)
     if trace.class_id is not None:

@@ -56,15 +56,23 @@ def cache_choices(
     ssd_kg_per_tb: float = SSD_KG_PER_TB,
     ssd_lifetime_hours: float = SSD_LIFETIME_HOURS,
     other_g_per_hour: float = 0.0,
+    written_tb_per_hour: ArrayLike = 0.0,
+    endurance: float | None = None,
 ) -> CacheChoices:
     """Return the choices from tables of power and attainment, both of shape (intervals, sizes).
 
     ``C[t, s] = hours (PUE P[t, s] / 1000 CI[t] + s e_ssd / LT + other)``: flash that is not held is
-    taken to serve someone else, who then bears its embodied carbon.
+    taken to serve someone else, who then bears its embodied carbon. With ``endurance``, the terabytes
+    that a terabyte of flash can be written, writing ``written_tb_per_hour``, of the tables' shape,
+    shortens its life: ``LT = min(ssd_lifetime_hours, endurance s / written)``.
     """
     sizes, power = np.asarray(sizes_tb, np.float64), np.asarray(power_w, np.float64)
     intensity = np.asarray(g_per_kwh, np.float64)
-    held_g_per_hour = sizes * ssd_kg_per_tb * 1e3 / ssd_lifetime_hours
+    lives_per_hour = sizes / ssd_lifetime_hours
+    if endurance is not None:
+        worn = np.asarray(written_tb_per_hour, np.float64) / endurance
+        lives_per_hour = np.where(sizes > 0, np.maximum(lives_per_hour, worn), 0.0)
+    held_g_per_hour = ssd_kg_per_tb * 1e3 * lives_per_hour
     operational = pue * power / 1e3 * intensity[:, None]
     carbon = interval_hours * (operational + held_g_per_hour + other_g_per_hour)
     return CacheChoices(
