@@ -130,8 +130,8 @@ def test_bad_input_is_named() -> None:
         Limits(10, 5, 3)
     with pytest.raises(InputError, match="period_s"):
         Limits(10, 1, 3, period_s=0)
+    pools = (FLEET.pools[0], replace(FLEET.pools[0], name="b"))
     with pytest.raises(InputError, match="one pool"):
-        pools = (FLEET.pools[0], replace(FLEET.pools[0], name="b"))
         simulate_elastic(replace(FLEET, pools=pools), TRACE, Script([1]), Limits(1, 1, 1))
     with pytest.raises(InputError, match="rule"):
         simulate_elastic(FLEET, TRACE, Script([1]), Limits(1, 1, 1), due_s=np.full(len(TRACE), 9.0))

@@ -46,7 +46,7 @@ def test_bad_tables_are_named(tmp_path: Path) -> None:
     many = table(tmp_path / "e.csv", "0,1,a\n0,2,b\n600,1,a", "t_s,rate_rps,model")
     with pytest.raises(InputError, match="say which"):
         read_rates(many)
-    with pytest.raises(InputError, match="did you mean|choose one"):
+    with pytest.raises(InputError, match=r"did you mean|choose one"):
         read_rates(many, "c")
 
 

@@ -16,7 +16,7 @@ from gpusched.domain.spec import Spec
 from gpusched.errors import InfeasibleError, InputError
 from gpusched.planning.cache_size.days import HOUR_S
 from gpusched.planning.candidates import skeleton
-from gpusched.sim.deploy import fleet_for, pool_memory, pool_timing
+from gpusched.sim.deploy import fleet_for, pool_memory, engine_timing
 from gpusched.sim.fleet import Fleet
 from gpusched.sim.prefix_cache.replay import CacheReplay, block_saving, replay_cache
 from gpusched.sim.prefix_cache.store import ReadSpeed, Served, serve_from_store
@@ -112,7 +112,7 @@ def server_of(spec: Spec) -> Server:
             failure = error
             continue
         best = Server(
-            fleet, pool_timing(plan, pool), load_gpu(group.gpu), pool.gpus, group.count,
+            fleet, engine_timing(plan, pool), load_gpu(group.gpu), pool.gpus, group.count,
             spec.cluster.pue, model.kv_bytes_per_token(KV_BYTES[spec.kv_cache_dtype]), spec.cache,
             spec.slo,
         )  # fmt: skip
