@@ -90,7 +90,9 @@ def roll(
     cache, asked = server.cache, attainment_asked(server)
     load_model = forecaster(cache.load_forecast, 24)
     carbon_model = forecaster(cache.carbon_forecast, 24)
-    sizes, intensities, loads = [], [], []
+    sizes: list[float] = []
+    intensities: list[float] = []
+    loads: list[float] = []
     relaxed, held_tb = 0, start_tb
     fill_tb = tables.written_tb_per_request.max()
     for hour in range(demand.hours):
