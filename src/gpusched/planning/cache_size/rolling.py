@@ -90,7 +90,7 @@ def roll(
     cache, asked = server.cache, attainment_asked(server)
     load_model = forecaster(cache.load_forecast, 24)
     carbon_model = forecaster(cache.carbon_forecast, 24)
-    sizes: list[int] = []
+    sizes: list[float] = []
     intensities: list[float] = []
     loads: list[float] = []
     relaxed, held_tb = 0, start_tb
