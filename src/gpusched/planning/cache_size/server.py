@@ -16,7 +16,7 @@ from gpusched.domain.spec import Spec
 from gpusched.errors import InfeasibleError, InputError
 from gpusched.planning.cache_size.days import HOUR_S
 from gpusched.planning.candidates import skeleton
-from gpusched.sim.deploy import fleet_for, pool_memory, engine_timing
+from gpusched.sim.deploy import engine_timing, fleet_for, pool_memory
 from gpusched.sim.fleet import Fleet
 from gpusched.sim.prefix_cache.replay import CacheReplay, block_saving, replay_cache
 from gpusched.sim.prefix_cache.store import ReadSpeed, Served, serve_from_store
