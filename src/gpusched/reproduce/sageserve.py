@@ -306,7 +306,8 @@ def ours_claims(draws: dict[str, list[Row]]) -> list[Claim]:
             f"of them, {rival.upper()}",
             "not below 0", shown(against), "%", bool(against.mean() + against.std(ddof=1) >= 0),
             f"{mine[0].gpu_hours:,.0f} against {draws[rival][0].gpu_hours:,.0f} GPU-hours; against "
-            f"reactive {shown(reactive)} %; a difference within one standard deviation is none; worst draw: {reached(mine)}; {regret.mean():.0f} % over "
-            "the fluid bound of a clairvoyant with divisible instances",
+            f"reactive {shown(reactive)} %; a difference within one standard deviation is none; worst "
+            f"draw: {reached(mine)}; {regret.mean():.0f} % over the fluid bound of a clairvoyant with "
+            "divisible instances",
         )
     ]  # fmt: skip
