@@ -1,6 +1,6 @@
 """Pictures of docs/scaling.md.
 
-    python benchmarks/scaling_figure.py docs
+python benchmarks/scaling_figure.py docs
 """
 
 import sys

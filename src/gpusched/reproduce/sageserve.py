@@ -229,7 +229,7 @@ def saving_claims(draws: dict[str, list[Row]], rows: Sequence[Row], where: str) 
         Claim(
             "most that the published strategies save", "up to -25", f"{top:+.1f}", "%",
             top <= -15.0,
-            "-15 or less counts. Why less: instances take 10 min to start here (the published "
+            "-15 or less counts. What differs, one by one not measured: instances take 10 min to start here (the published "
             "simulator makes them usable at once), forecasts are made out of sample (its plans read "
             "in-sample values), the reactive baseline is at its best setting, and its idle capacity "
             f"serves deferrable requests too. At the published 70 % it pays {lax.gpu_hours:,.0f} "
