@@ -29,7 +29,7 @@ class Anticipating:
     service: Service
     late_allowed: float = 0.02
     """Share of late requests that the objectives allow, with some reserve."""
-    gain: float = 0.05
+    gain: float = 0.02
     recent: int = 5
     """Periods whose mean tokens count as the demand of now."""
     hold: int = 2
@@ -37,9 +37,15 @@ class Anticipating:
     batch_tokens: float = 0.0
     """Mean prompt tokens of a deferred request."""
     batch_margin_s: float = 3600.0
+    alarm: float = 0.5
+    """Share of late requests at which instances are added at once."""
+    patience_s: float = 1800.0
+    """For which an instance that lateness called for is kept."""
     floor: float = 0.9
     """Of the factor."""
     factor: float = field(default=1.0, init=False)
+    _kept: int = field(default=0, init=False)
+    _kept_until_s: float = field(default=-1.0, init=False)
     _arrived: deque[float] = field(default_factory=deque, init=False)
 
     def decide(self, view: View) -> Decision:
@@ -58,10 +64,14 @@ class Anticipating:
         planned = self._needed(float(ahead[0]), deadlines)
         seen = self._needed(now_tps, deadlines)
         later = self._needed(float(ahead.max()), deadlines)
-        if view.late > 10 * self.late_allowed and not view.starting:
+        if view.late > self.alarm and not view.starting:
             more = view.capacity + max(1, view.capacity // 8)
+            self._kept, self._kept_until_s = more, view.now_s + self.patience_s
             return Decision(max(planned, seen, more), f"{view.late:.0%} of first tokens are late")
         wanted = max(planned, seen)
+        if wanted < self._kept and view.now_s < self._kept_until_s:
+            keep = max(self._kept, wanted)
+            return Decision(keep, "nothing: keeps what late first tokens called for")
         why = "forecast" if planned >= seen else "tokens of the last minutes"
         if wanted > view.capacity:
             return Decision(wanted, f"more: {why}")
