@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from gpusched.domain.catalog import load_model
 from gpusched.domain.document import Section
-from gpusched.errors import InputError
+from gpusched.domain.model_name import ModelName
 
 Latency = Literal["whole-wait", "mean", "slowest"]
 Dtype = Literal["bf16", "fp8", "int8", "mxfp4", "nvfp4", "int4"]
@@ -15,18 +14,9 @@ Dtype = Literal["bf16", "fp8", "int8", "mxfp4", "nvfp4", "int4"]
 class SmallerModel(Section):
     """A model in front of the spec's own."""
 
-    model: str
+    model: ModelName
     weights_dtype: Dtype | None = None
     """The model's own if not given."""
-
-    @field_validator("model")
-    @classmethod
-    def _check_model(cls, name: str) -> str:
-        try:
-            load_model(name)
-        except (InputError, ValueError) as error:
-            raise ValueError(str(error)) from None
-        return name
 
 
 class Cascade(Section):

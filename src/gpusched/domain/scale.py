@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.document import Section, absolute_path, load_document, validate
 from gpusched.domain.engine import EngineSettings
+from gpusched.domain.model_name import ModelName
 from gpusched.domain.slo import Slo, SloClasses
 from gpusched.domain.spec import KvDtype, WeightsDtype
 from gpusched.domain.workload import Arrivals
@@ -20,7 +21,7 @@ ForecastName = Literal["auto", "last-day", "last-week", "harmonic", "arima"]
 class ScaledModel(Section):
     """A model and the instance that serves it."""
 
-    model: str
+    model: ModelName
     gpu: str
     gpus: int = Field(default=1, ge=1, le=64)
     """GPUs of one instance (tensor parallel)."""
@@ -31,15 +32,6 @@ class ScaledModel(Section):
     """From the command to start an instance until it takes requests."""
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the demand."""
-
-    @field_validator("model")
-    @classmethod
-    def _check_model(cls, name: str) -> str:
-        try:
-            load_model(name)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        return name
 
     @field_validator("gpu")
     @classmethod

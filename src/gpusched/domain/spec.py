@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from gpusched.domain.cache import Cache, resolve_cache
 from gpusched.domain.cascade import Cascade
@@ -11,9 +11,9 @@ from gpusched.domain.catalog import load_model
 from gpusched.domain.cluster import Cluster
 from gpusched.domain.document import Section, absolute_path, load_document, validate
 from gpusched.domain.engine import EngineSettings, PolicyName
+from gpusched.domain.model_name import ModelName
 from gpusched.domain.slo import SloClasses
 from gpusched.domain.workload import Workload
-from gpusched.errors import InputError
 
 Objective = Literal["cost", "goodput", "carbon", "gpus"]
 WeightsDtype = Literal["bf16", "fp8", "int8", "mxfp4", "nvfp4", "int4"]
@@ -39,7 +39,7 @@ class Search(Section):
 class Spec(Section):
     """A planning question. See the reference of the spec format."""
 
-    model: str
+    model: ModelName
     weights_dtype: WeightsDtype | None = None
     """The model's own if not given."""
     kv_cache_dtype: KvDtype = "bf16"
@@ -59,15 +59,6 @@ class Spec(Section):
     """A store of KV cache outside the engines, sized hour by hour for carbon."""
     timing: str | None = None
     """Path of a file with coefficients calibrated on one's own engines."""
-
-    @field_validator("model")
-    @classmethod
-    def _check_model(cls, name: str) -> str:
-        try:
-            load_model(name)
-        except (InputError, ValueError) as error:
-            raise ValueError(str(error)) from None
-        return name
 
     @model_validator(mode="after")
     def _check_search(self) -> "Spec":

@@ -130,23 +130,28 @@ class SimulationResult:
 
     def in_system(self) -> dict[str, Floats]:
         """Waiting and running requests over ``series_s``: means per bin, shape (bins,)."""
-        edges = self.series_s
         ok = ~self.rejected
+        return in_system(self.series_s, self.arrival_s[ok], self.admitted_s[ok], self.finish_s[ok])
 
-        def integral(times: Floats) -> Floats:
-            times = np.sort(times)
-            total = np.concatenate(([0.0], np.cumsum(times)))
-            count = np.searchsorted(times, edges, side="right")
-            return count * edges - total[count]
 
-        arrived = integral(self.arrival_s[ok])
-        admitted = integral(self.admitted_s[ok])
-        finished = integral(self.finish_s[ok])
-        width = np.maximum(np.diff(edges), 1e-300)
-        return {
-            "waiting": np.diff(arrived - admitted) / width,
-            "running": np.diff(admitted - finished) / width,
-        }
+def in_system(
+    edges: Floats, arrived_s: Floats, started_s: Floats, finished_s: Floats
+) -> dict[str, Floats]:
+    """Return requests that have arrived and not started, and started and not finished: means over
+    the bins between ``edges``. Times that are nan are yet to come."""
+
+    def integral(times: Floats) -> Floats:
+        times = np.sort(times[~np.isnan(times)])
+        total = np.concatenate(([0.0], np.cumsum(times)))
+        count = np.searchsorted(times, edges, side="right")
+        return np.asarray(count * edges - total[count])
+
+    arrived, started, finished = (integral(times) for times in (arrived_s, started_s, finished_s))
+    width = np.maximum(np.diff(edges), 1e-300)
+    return {
+        "waiting": np.diff(arrived - started) / width,
+        "running": np.diff(started - finished) / width,
+    }
 
 
 def spread(values: Floats) -> dict[str, float | None]:

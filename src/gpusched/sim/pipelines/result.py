@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusched.sim.gaps import GapHistogram
-from gpusched.sim.result import spread
+from gpusched.sim.result import in_system, spread
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -124,21 +124,8 @@ class PipelineResult:
 
     def in_system(self) -> dict[str, Floats]:
         """Requests waiting at the front and in pipelines over ``series_s``: means per bin."""
-        edges = self.series_s
-        width = np.diff(edges)
-
-        def integral(times: Floats) -> Floats:
-            times = np.sort(times[~np.isnan(times)])
-            total = np.concatenate(([0.0], np.cumsum(times)))
-            count = np.searchsorted(times, edges, side="right")
-            return count * edges - total[count]
-
-        arrived = integral(np.where(self.rejected, np.nan, self.arrival_s))
-        dispatched, finished = integral(self.dispatched_s), integral(self.finish_s)
-        return {
-            "waiting": np.diff(arrived - dispatched) / width,
-            "running": np.diff(dispatched - finished) / width,
-        }
+        arrived_s = self.arrival_s[~self.rejected]
+        return in_system(self.series_s, arrived_s, self.dispatched_s, self.finish_s)
 
 
 def summarize(result: PipelineResult) -> dict[str, Any]:
