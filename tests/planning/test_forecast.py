@@ -69,3 +69,16 @@ def test_bad_input_is_named() -> None:
         backtest(np.where(np.arange(50) == 3, np.nan, 1.0), forecaster("last-day", 24), 2, first=9)
     with pytest.raises(InputError, match="did you mean harmonic"):
         forecaster("harmonics", 24)
+
+
+def test_arima_follows_a_daily_series_of_any_step_and_does_not_look_ahead() -> None:
+    pytest.importorskip("statsforecast")
+    rng = np.random.default_rng(2)
+    quarters = np.repeat(SMOOTH[: 8 * 24], 4) * rng.lognormal(0, 0.02, 8 * 96)
+    for steps, series in ((24, SMOOTH[: 8 * 24]), (96, quarters)):
+        model = forecaster("arima", steps)
+        cut = 7 * steps + steps // 3
+        found = model(series[:cut], steps // 4)
+        assert found == pytest.approx(series[cut : cut + steps // 4], rel=0.12)
+        changed = np.concatenate((series[:cut], np.full(len(series) - cut, 1e6)))
+        assert np.array_equal(found, forecaster("arima", steps)(changed[:cut], steps // 4))

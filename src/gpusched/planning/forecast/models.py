@@ -6,6 +6,7 @@ Each is a function ``(history, horizon) -> forecast`` that looks at the history 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from gpusched.errors import InputError, unknown_name
 
 Floats = NDArray[np.float64]
 Model = Callable[[Floats, int], Floats]
+ARIMA_STEPS = 24
+"""Steps of a season that ARIMA is fitted to; its cost grows steeply with them."""
 
 
 def last_season(season: int) -> Model:
@@ -57,10 +60,11 @@ def harmonic(seasons: Sequence[Harmonics]) -> Model:
 
 
 def arima(season: int) -> Model:
-    """Return the ARIMA(1,0,1)(1,1,1) model of one season, of the ``forecast`` extra.
+    """Return the ARIMA(1,0,1)(1,1,1) model of one season of 24 steps, of the ``forecast`` extra.
 
-    Where it does not converge, or the history is shorter than two seasons, the last season stands in
-    and a warning says so.
+    Shorter steps are taken together to 24 a season. The model is fitted anew once a season and
+    carried forward in between. Where it does not converge, or the history is shorter than two
+    seasons, the last season stands in and a warning says so.
 
     Raises:
         InputError: the extra is not installed.
@@ -73,20 +77,31 @@ def arima(season: int) -> Model:
             "pip install 'gpusched[forecast]', or use harmonic or last-season"
         ) from None
     fallback = last_season(season)
+    together = max(1, season // ARIMA_STEPS)
+    steps = season // together
+    fitted: dict[bytes, Any] = {}
 
     def forecast(history: Floats, horizon: int) -> Floats:
-        if len(history) < 2 * season + 2:
+        whole = len(history) // together
+        if whole < 2 * steps + 2:
             return fallback(history, horizon)
+        recent = history[len(history) - whole * together :]
+        series = recent.reshape(whole, together).mean(axis=1)
+        known = history[: len(history) // season * season]
+        key = known.tobytes()
         try:
-            model = ARIMA(order=(1, 0, 1), season_length=season, seasonal_order=(1, 1, 1))
-            found = np.asarray(model.forecast(history, horizon)["mean"], np.float64)
+            if key not in fitted:
+                model = ARIMA(order=(1, 0, 1), season_length=steps, seasonal_order=(1, 1, 1))
+                fitted[key] = model.fit(known.reshape(-1, together).mean(axis=1))
+            ahead = -(-horizon // together)
+            found = np.asarray(fitted[key].forward(series, ahead)["mean"], np.float64)
         except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
             warnings.warn(f"ARIMA did not converge ({error}); last season instead", stacklevel=2)
             return fallback(history, horizon)
         if not np.isfinite(found).all():
             warnings.warn("ARIMA gave no number; last season instead", stacklevel=2)
             return fallback(history, horizon)
-        return found
+        return np.repeat(found, together)[:horizon]
 
     return forecast
 
