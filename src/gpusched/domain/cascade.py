@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from gpusched.domain.document import Section
-from gpusched.domain.model_name import ModelName
+from gpusched.domain.names import ModelName
 
 Latency = Literal["whole-wait", "mean", "slowest"]
 Dtype = Literal["bf16", "fp8", "int8", "mxfp4", "nvfp4", "int4"]

@@ -5,13 +5,14 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from gpusched.domain.catalog import load_gpu
 from gpusched.domain.document import Section
 from gpusched.domain.gpu import Gpu
+from gpusched.domain.names import GpuName
 from gpusched.domain.network import Network
-from gpusched.errors import InputError, unknown_name
+from gpusched.errors import unknown_name
 
 LIFETIME_HOURS = 5 * 365.25 * 24
 """Embodied carbon is written off evenly over five years (GreenLLM, arXiv 2412.20322)."""
@@ -21,21 +22,13 @@ class NodeGroup(Section):
     """Equal nodes in one region."""
 
     name: str = Field(default="", max_length=200)
-    gpu: str
+    gpu: GpuName
     gpus: int | None = Field(default=None, ge=1, le=1024)
     """GPUs of one node; the GPU's usual number if not given."""
     count: int = Field(default=1, ge=1, le=1_000_000)
     """Nodes in the group."""
     region: str = "world"
     usd_per_gpu_hour: float | None = Field(default=None, ge=0, le=1e5)
-
-    @field_validator("gpu")
-    @classmethod
-    def _check_gpu(cls, name: str) -> str:
-        try:
-            return load_gpu(name).name
-        except InputError as error:
-            raise ValueError(str(error)) from None
 
     @property
     def gpus_per_node(self) -> int:

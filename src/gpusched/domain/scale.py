@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from gpusched.domain.catalog import load_gpu, load_model
 from gpusched.domain.document import Section, absolute_path, load_document, validate
 from gpusched.domain.engine import EngineSettings
-from gpusched.domain.model_name import ModelName
+from gpusched.domain.names import GpuName, ModelName
 from gpusched.domain.slo import Slo, SloClasses
 from gpusched.domain.spec import KvDtype, WeightsDtype
 from gpusched.domain.workload import Arrivals
-from gpusched.errors import InputError
 
 DAY_S = 86_400.0
 ForecastName = Literal["auto", "last-day", "last-week", "harmonic", "arima"]
@@ -22,7 +21,7 @@ class ScaledModel(Section):
     """A model and the instance that serves it."""
 
     model: ModelName
-    gpu: str
+    gpu: GpuName
     gpus: int = Field(default=1, ge=1, le=64)
     """GPUs of one instance (tensor parallel)."""
     weights_dtype: WeightsDtype | None = None
@@ -32,14 +31,6 @@ class ScaledModel(Section):
     """From the command to start an instance until it takes requests."""
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the demand."""
-
-    @field_validator("gpu")
-    @classmethod
-    def _check_gpu(cls, name: str) -> str:
-        try:
-            return load_gpu(name).name
-        except InputError as error:
-            raise ValueError(str(error)) from None
 
     @property
     def dtype(self) -> str:

@@ -11,7 +11,7 @@ from gpusched.domain.catalog import load_model
 from gpusched.domain.cluster import Cluster
 from gpusched.domain.document import Section, absolute_path, load_document, validate
 from gpusched.domain.engine import EngineSettings, PolicyName
-from gpusched.domain.model_name import ModelName
+from gpusched.domain.names import ModelName
 from gpusched.domain.slo import SloClasses
 from gpusched.domain.workload import Workload
 
