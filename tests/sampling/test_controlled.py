@@ -23,6 +23,7 @@ from gpusched.sampling.controlled.markov import (
 )
 from gpusched.sampling.controlled.strategy import ControlledDecoding
 from gpusched.sampling.controlled.weights import published_steps, robust_weights
+from gpusched.sampling.endpoint import EndpointError
 
 WORKED = np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 1.5]])
 
@@ -366,13 +367,13 @@ def test_completions_end_and_keep_a_finished_branch():
     ],
 )
 def test_servers_that_fail(stub, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(EndpointError, match=words):
         run(stub)
 
 
 def test_no_server():
     server = CompletionsEndpoint("http://127.0.0.1:9/v1", "stub")
-    with pytest.raises(InputError, match="no answer from the server"):
+    with pytest.raises(EndpointError, match="no answer from the server"):
         asyncio.run(controlled_completion(server, "p", letters, settings()))
 
 

@@ -13,9 +13,9 @@ from urllib.request import Request, urlopen
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gpusched.errors import InputError
 from gpusched.sampling.controlled.choice import checked_values, choose
 from gpusched.sampling.controlled.strategy import ControlledDecoding
+from gpusched.sampling.endpoint import EndpointError
 
 TextValues = Callable[[str, Sequence[str], Sequence[bool]], ArrayLike | Awaitable[ArrayLike]]
 """(prompt, answers so far, which of them are finished) -> values of shape (answers, objectives)."""
@@ -51,7 +51,7 @@ class CompletionsEndpoint:
         """Sample ``count`` continuations of a prefix: in one call, or in parallel single ones.
 
         Raises:
-            InputError: the server cannot be reached, refuses, or answers something else.
+            EndpointError: the server cannot be reached, refuses, or answers something else.
         """
         found: list[Continuation] = []
         if self.many and count > 1:
@@ -76,19 +76,19 @@ class CompletionsEndpoint:
             words = error.read(500).decode("utf-8", "replace").strip()
             if count > 1 and error.code in (400, 422):
                 return []  # a server that knows no n; ask it singly
-            raise InputError(f"{self.url}: the server answered {error.code}: {words}") from None
+            raise EndpointError(f"{self.url}: the server answered {error.code}: {words}") from None
         except (URLError, HTTPException, OSError) as error:
             reason = getattr(error, "reason", error)
-            raise InputError(f"{self.url}: no answer from the server ({reason})") from None
+            raise EndpointError(f"{self.url}: no answer from the server ({reason})") from None
         except ValueError:
-            raise InputError(f"{self.url}: the server's answer is not JSON") from None
+            raise EndpointError(f"{self.url}: the server's answer is not JSON") from None
         try:
             found = [
                 Continuation(str(c["text"]), c.get("finish_reason") != "length")
                 for c in answer["choices"]
             ]
         except (KeyError, TypeError, AttributeError):
-            raise InputError(f"{self.url}: the answer has no choices with text") from None
+            raise EndpointError(f"{self.url}: the answer has no choices with text") from None
         usage = answer.get("usage") or {}
         self.requests += 1
         self.prompt_tokens += int(usage.get("prompt_tokens") or 0)
@@ -142,7 +142,8 @@ async def controlled_completion(
     ``on_block`` hears of each block kept, as streaming needs.
 
     Raises:
-        InputError: the server fails, or values have a wrong shape or are not finite.
+        EndpointError: the server fails.
+        InputError: values have a wrong shape or are not finite.
     """
     before = (endpoint.requests, endpoint.prompt_tokens, endpoint.completion_tokens)
     rng = np.random.default_rng(settings.seed)
@@ -156,7 +157,7 @@ async def controlled_completion(
             seed=int(rng.integers(2**31)),
         )  # fmt: skip
         if not candidates:
-            raise InputError(f"{endpoint.url}: the server returned no candidates")
+            raise EndpointError(f"{endpoint.url}: the server returned no candidates")
         unique = list(dict.fromkeys(candidates))
         scored = values(prompt, [text + c.text for c in unique], [c.finished for c in unique])
         scored = await scored if inspect.isawaitable(scored) else scored
