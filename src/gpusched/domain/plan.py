@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from gpusched.domain.cluster import Cluster
 from gpusched.domain.document import Section, load_document, validate
 from gpusched.domain.engine import EngineSettings, PolicyName
+from gpusched.domain.gateway import EngineAddress, GatewaySettings
 from gpusched.domain.parallel import Parallelism
 from gpusched.domain.placement import BlockPlacement, Kind, LayerPlacement, NodeLayers
 from gpusched.domain.slo import SloClasses
@@ -39,6 +40,8 @@ class PlannedPool(Section):
     expert_gpus: int | None = Field(default=None, ge=1, le=1024)
     """GPUs of one replica that share the routed experts, beside ``attention_gpus``."""
     engine: EngineSettings = EngineSettings()
+    endpoints: tuple[EngineAddress, ...] = Field(default=(), max_length=100_000)
+    """Addresses of the live replicas, for a gateway."""
 
     @property
     def layout(self) -> str:
@@ -204,6 +207,7 @@ class Plan(Section):
     slo: SloClasses
     objective: Objective = "cost"
     timing: str | None = None
+    gateway: GatewaySettings | None = None
     predicted: dict[str, Any] = Field(default_factory=dict)
     """Metrics of the simulation, under the keys of ``simulate --json``."""
     binding_constraint: str | None = None

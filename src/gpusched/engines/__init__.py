@@ -1,0 +1,1 @@
+"""Live engines: how to start small ones, read their metrics and load them."""

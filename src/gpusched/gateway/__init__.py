@@ -1,0 +1,1 @@
+"""A gateway in front of live engines: the simulated policies, at work."""

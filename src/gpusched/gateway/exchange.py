@@ -1,0 +1,180 @@
+"""A request on its way through the gateway, and who has a say in it.
+
+One exchange passes, on one thread, with the time as an argument::
+
+    wire        reads it from the client            (bytes in, bytes out, nothing decided)
+    access      key, rate limits                    -> Refusal or goes on
+    reading     model, tokens, class, prefix        -> Refusal or goes on
+    dispatcher  holds it, sends it, refuses it      -> calls the relay
+    relay       carries it to an engine and back    -> tells the dispatcher and the recorder
+    recorder    metrics, spans, request log
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+OTHER, CHAT, COMPLETION = range(3)
+"""What is asked for: another path of an engine, chat completions, completions."""
+
+NOWHERE = -1
+"""In place of an engine's index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not served, in OpenAI's terms."""
+
+    status: int
+    message: str
+    kind: str = "invalid_request_error"
+    """OpenAI's ``type``: ``invalid_request_error``, ``authentication_error``,
+    ``rate_limit_error``, ``overloaded_error``, ``api_error``."""
+    code: str | None = None
+    param: str | None = None
+    retry_after_s: float | None = None
+    """Sent as Retry-After, rounded up to whole seconds."""
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One request and what has become of it. Times are of the event loop's clock, seconds."""
+
+    number: int
+    method: bytes
+    target: bytes
+    """Path and query as the client wrote them."""
+    headers: list[tuple[bytes, bytes]]
+    """Names in lower case."""
+    body: bytes
+    received_s: float
+
+    # Read from it.
+    kind: int = OTHER
+    model: str = ""
+    stream: bool = False
+    choices: int = 1
+    prompt_tokens: int = 0
+    """Counted, or estimated until the engine has counted."""
+    max_tokens: int | None = None
+    predicted_tokens: int = 0
+    slo_class: int = 0
+    """Index among the plan's classes."""
+    priority: int = 0
+    """Lower goes first."""
+    client: str = ""
+    """Name of its key."""
+    prefix: tuple[int, ...] = ()
+    """Hashes of the prompt's leading blocks."""
+
+    # Decided and observed.
+    branch: str = ""
+    """What decided on the engine: ``affinity``, ``least-tokens``, ``only`` and so on."""
+    engine: int = NOWHERE
+    prefill_engine: int = NOWHERE
+    """Where its prefill ran, if elsewhere."""
+    tried: list[int] = field(default_factory=list)
+    """Engines that failed it."""
+    sent_s: float = float("nan")
+    first_byte_s: float = float("nan")
+    """First byte of the answer's body."""
+    last_byte_s: float = float("nan")
+    status: int = 0
+    """Of the answer; 0 while there is none."""
+    events: int = 0
+    """Server-sent events relayed."""
+    answer_bytes: int = 0
+    output_tokens: int = 0
+    """By the engine's count where it gives one, else the events that carry tokens."""
+    cached_tokens: int = 0
+    outcome: str = "open"
+    """``open``, ``ok``, ``refused``, ``failed``, ``cancelled``."""
+    context: object = None
+    """The recorder's own, such as a span."""
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first header of that lower-case name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+
+class Access(Protocol):
+    """Who may ask, and how much."""
+
+    def check(self, exchange: Exchange, now_s: float) -> Refusal | None:
+        """Name the client of an exchange, or refuse it."""
+        ...
+
+    def charge(self, exchange: Exchange, now_s: float) -> Refusal | None:
+        """Take the tokens of an exchange that has been read off its client's allowance."""
+        ...
+
+
+class Reading(Protocol):
+    """What a request asks for."""
+
+    def read(self, exchange: Exchange) -> Refusal | None:
+        """Fill in what the dispatcher needs from path, headers and body; the body is left as it is."""
+        ...
+
+    def learn(self, exchange: Exchange) -> None:
+        """Take in the counts of an answer that has ended."""
+        ...
+
+
+class Relay(Protocol):
+    """Carries exchanges; the dispatcher calls it."""
+
+    def send(self, exchange: Exchange, engine: int, prefill: int = NOWHERE) -> None:
+        """Send an exchange to an engine, its prefill first to another if given."""
+        ...
+
+    def hedge(self, exchange: Exchange, engine: int) -> None:
+        """Ask a second engine as well; the first to answer is heard."""
+        ...
+
+    def refuse(self, exchange: Exchange, refusal: Refusal) -> None:
+        """Answer an exchange that no engine has begun to answer."""
+        ...
+
+
+class Dispatcher(Protocol):
+    """Admission and routing. Everything here returns at once."""
+
+    def submit(self, exchange: Exchange, now_s: float) -> None:
+        """Send, hold or refuse a request through the relay, now or at a later event."""
+        ...
+
+    def began(self, exchange: Exchange, engine: int, now_s: float) -> None:
+        """Take in that an engine has given the first byte of an answer."""
+        ...
+
+    def ended(self, exchange: Exchange, now_s: float) -> None:
+        """Take in that an exchange is over, however: answered, refused, failed, cancelled."""
+        ...
+
+    def failed(self, exchange: Exchange, engine: int, now_s: float, reason: str) -> bool:
+        """Take in that an engine failed a request before its first byte; return whether another one
+        has been or will be asked. ``reason``: ``connect``, ``closed``, ``timeout``, ``status``."""
+        ...
+
+    def left(self, exchange: Exchange, engine: int, now_s: float) -> None:
+        """Take in that the slower engine of a hedged pair has been cancelled."""
+        ...
+
+    def load_report(self, engine: int, header: bytes, now_s: float) -> None:
+        """Take in an ORCA load report of an answer's headers."""
+        ...
+
+
+class Recorder(Protocol):
+    """Sees every exchange when it opens and when it is over."""
+
+    def opened(self, exchange: Exchange, now_s: float) -> None:
+        """Take in a request that has arrived."""
+        ...
+
+    def ended(self, exchange: Exchange, now_s: float) -> None:
+        """Take in an exchange that is over."""
+        ...
