@@ -13,6 +13,7 @@ from gpusched.cli import (
     place,
     plan,
     reproduce,
+    review,
     scale,
     simulate,
     trace,
@@ -36,6 +37,7 @@ app.command("calibrate-vote")(calibrate_vote.calibrate_vote)
 app.command("reproduce")(reproduce.reproduce)
 app.command("scale")(scale.scale)
 app.add_typer(place.app, name="place")
+app.add_typer(review.app, name="review")
 app.add_typer(trace.app, name="trace")
 app.add_typer(catalog.app, name="catalog")
 
