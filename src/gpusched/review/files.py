@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from gpusched.domain.document import parse_document
 from gpusched.errors import InputError
 
 MAX_BYTES = 64 * 1024 * 1024
@@ -53,3 +54,14 @@ def write_text(path: Path, text: str, before: str | None = None) -> None:
             raise
     except OSError as error:
         raise InputError(f"{path}: cannot write the file ({error.strerror})") from None
+
+
+def load_abstracts(cache: Path) -> dict[str, str]:
+    """Return abstracts by arXiv id as updates kept them; they are not part of the store.
+
+    Raises:
+        InputError: the file is wrong.
+    """
+    path = cache / "abstracts.json"
+    values = parse_document(read_text(path), str(path)) if path.exists() else {}
+    return {name: text for name, text in values.items() if isinstance(text, str)}
