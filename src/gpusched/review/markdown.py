@@ -161,4 +161,4 @@ def _tags(tags: tuple[str, ...]) -> str:
 
 
 def _relative(target: Path, page: Path) -> str:
-    return Path(os.path.relpath(target.resolve(), page.resolve().parent)).as_posix()
+    return Path(os.path.relpath(target, page.parent)).as_posix()

@@ -22,6 +22,8 @@ class Tally:
     """Below the floor of similarity."""
     without_id: int = 0
     """Not on arXiv, as far as the source knows."""
+    skipped: list[str] = field(default_factory=list)
+    """Steps to which no answer is kept, without network."""
 
 
 class Merger:

@@ -53,21 +53,24 @@ def parse_records(text: str, section: type[SectionT], key: str, origin: str) -> 
     finally:
         loader.dispose()
     records: list[SectionT] = []
-    lines: dict[Any, int] = {}
+    lines: dict[str, int] = {}
     for item, values in rows:
         line = item.start_mark.line + 1
         where = f"{origin}, line {line}"
         if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
             raise InputError(f"{where}: expected a record of keys and values")
-        _once_each(item, f"{where}, record {values.get(key)!r}")
-        record = validate(section, values, f"{where}, record {values.get(key)!r}")
-        name = getattr(record, key)
+        named = f"{where}, record {values.get(key)!r}"
+        _once_each(item, named)
+        name = str(values.get(key))
         if name in lines:
             raise InputError(
                 f"{where}: {key} {name!r} is listed twice, first in line {lines[name]}"
             )
         lines[name] = line
-        records.append(record)
+        try:
+            records.append(validate(section, values, named))
+        except InputError as error:
+            raise InputError(str(error).replace(": the document: ", ": ")) from None
     header, texts = _blocks(text)
     if len(texts) != len(records):
         texts = [render_record(record) for record in records]

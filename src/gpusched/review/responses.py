@@ -24,6 +24,10 @@ TIMEOUT_S = 60.0
 ATOM = "{http://www.w3.org/2005/Atom}feed"
 
 
+class NotKeptError(InputError):
+    """The network must not be asked and the answer is not at hand."""
+
+
 class KeptAnswers(HTTPAdapter):
     """Answers from a folder, and from the network where it has none that is fresh."""
 
@@ -55,15 +59,15 @@ class KeptAnswers(HTTPAdapter):
         """Return the answer to a request.
 
         Raises:
-            InputError: it is cut short or no answer of such a source, or it is not kept and the
-                network must not be asked.
+            InputError: it is cut short or no answer of such a source.
+            NotKeptError: it is not kept and the network must not be asked.
         """
         url = request.url or ""
         path = kept_file(self.folder, url)
         if path.is_file() and (self.offline or time.time() - path.stat().st_mtime < FRESH_S):
             return _answer(request, path.read_bytes())
         if self.offline:
-            raise InputError(f"--offline: no kept answer to {url} in {self.folder}")
+            raise NotKeptError(f"--offline: no kept answer to {url} in {self.folder}")
         time.sleep(max(0.0, self.asked + self.pause_s - time.monotonic()))
         kwargs["timeout"] = TIMEOUT_S
         answer = super().send(request, *args, **kwargs)

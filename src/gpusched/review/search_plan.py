@@ -43,6 +43,8 @@ class UnderWay(Section):
 class Progressed(Section):
     """``state.json`` of a store."""
 
+    harvested_since: date | None = None
+    """Window of the last update that was finished."""
     harvested_until: date | None = None
     under_way: UnderWay | None = None
 
@@ -79,10 +81,15 @@ def save_state(folder: Path, state: Progressed) -> None:
     write_text(folder / "state.json", json.dumps(values, indent=1) + "\n")
 
 
-def begin(plan: SearchPlan, state: Progressed, until: date) -> UnderWay:
-    """Return the update to go on with, or a new one up to a day."""
+def begin(plan: SearchPlan, state: Progressed, until: date, offline: bool) -> UnderWay:
+    """Return the update to go on with, or a new one up to a day.
+
+    Without network it is the last one again, whose answers may be kept.
+    """
     if state.under_way is not None:
         return state.under_way
+    if offline and state.harvested_since is not None and state.harvested_until is not None:
+        return UnderWay(since=state.harvested_since, until=state.harvested_until)
     since = plan.since
     if state.harvested_until is not None:
         since = max(since, state.harvested_until - timedelta(days=plan.overlap_days))

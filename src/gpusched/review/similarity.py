@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import log
 
@@ -25,10 +25,10 @@ STOP = frozenset(
 class Likeness:
     """TF-IDF vectors of accepted papers; similarity is the mean cosine to the three nearest."""
 
-    def __init__(self, papers: Sequence[Paper], abstracts: Mapping[str, str]) -> None:
-        """Take words from titles, tags, takeaways, and abstracts where they are at hand."""
+    def __init__(self, papers: Sequence[Paper]) -> None:
+        """Take words from titles, tags and takeaways."""
         self.papers = tuple(papers)
-        counts = [_counts(_own_words(p, abstracts.get(p.arxiv, ""))) for p in papers]
+        counts = [_counts(_own_words(p)) for p in papers]
         holders = Counter(word for own in counts for word in own)
         self.rarest = log(1 + len(papers)) + 1
         self.rarity = {w: log((1 + len(papers)) / (1 + n)) + 1 for w, n in holders.items()}
@@ -72,6 +72,6 @@ def _counts(text: str) -> Counter[str]:
     return Counter(words_of(text))
 
 
-def _own_words(paper: Paper, abstract: str) -> str:
+def _own_words(paper: Paper) -> str:
     tags: Iterable[str] = (tag.replace("_", " ") for tag in (*paper.methods, *paper.problems))
-    return f"{paper.title} {paper.title} {'. '.join(tags)}. {paper.takeaway or ''} {abstract}"
+    return f"{paper.title} {paper.title} {'. '.join(tags)}. {paper.takeaway or ''}"

@@ -1,5 +1,6 @@
 """The folder that holds a review: papers, fronts, rubric, snapshots, verdicts."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Store:
     @property
     def root(self) -> Path:
         """Folder of the repository, from which modules and pages are seen."""
-        return self.folder.resolve().parent
+        return Path(os.path.abspath(self.folder)).parent
 
     @property
     def reviewed(self) -> tuple[Paper, ...]:

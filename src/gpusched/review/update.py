@@ -10,10 +10,12 @@ import arxiv
 import pyalex
 import requests
 
+from gpusched.errors import InputError
 from gpusched.review import arxiv_source, openalex_source
 from gpusched.review.files import load_abstracts, write_text
 from gpusched.review.found import Found
 from gpusched.review.merge import Merger, Tally
+from gpusched.review.responses import NotKeptError
 from gpusched.review.search_plan import (
     Progressed,
     SearchPlan,
@@ -53,32 +55,42 @@ def update(
     """Bring a store up to a day.
 
     The store and the state are written after every page, so that an update that fails goes on
-    where it stopped.
+    where it stopped. Without network, kept answers are used, steps without any are skipped, and
+    the state stays where it is.
 
     Raises:
-        InputError: a source cannot be reached or its answer is cut short, or a file is wrong.
+        InputError: a source cannot be reached or its answer is cut short, or a file is wrong, or
+            no answer at all is kept.
     """
     plan = load_plan(store.folder)
     state = load_state(store.folder)
-    way = begin(plan, state, today)
+    way = begin(plan, state, today, offline)
     abstracts = load_abstracts(cache)
-    merger = Merger(store.papers, Likeness(store.reviewed, abstracts), plan.floor, today)
-    for name, step in _steps(plan, store, way, cache, offline):
-        if name in way.done:
-            continue
-        for page, following in step(way.at if way.step == name else None):
-            progress(f"{name}: {merger.tally.seen + len(page)} entries")
-            for found in page:
-                merger.add(found)
-                if found.arxiv in merger.papers and found.abstract:
-                    abstracts[found.arxiv] = found.abstract
-            store = store.save(merger.papers.values())
-            write_text(cache / "abstracts.json", json.dumps(abstracts, indent=0, sort_keys=True))
-            way = way.model_copy(update={"step": name, "at": following or None})
-            save_state(store.folder, state.model_copy(update={"under_way": way}))
+    merger = Merger(store.papers, Likeness(store.reviewed), plan.floor, today)
+    steps = [(n, s) for n, s in _steps(plan, store, way, cache, offline) if n not in way.done]
+    for name, step in steps:
+        try:
+            for page, following in step(way.at if way.step == name else None):
+                progress(f"{name}: {merger.tally.seen + len(page)} entries")
+                for found in page:
+                    merger.add(found)
+                    if found.arxiv in merger.papers and found.abstract:
+                        abstracts[found.arxiv] = found.abstract
+                store = store.save(merger.papers.values())
+                kept = json.dumps(abstracts, indent=0, sort_keys=True)
+                write_text(cache / "abstracts.json", kept)
+                way = way.model_copy(update={"step": name, "at": following or None})
+                if not offline:
+                    save_state(store.folder, state.model_copy(update={"under_way": way}))
+        except NotKeptError as error:
+            merger.tally.skipped.append(name)
+            if len(merger.tally.skipped) == len(steps):
+                raise InputError(str(error)) from None
         way = way.model_copy(update={"done": (*way.done, name), "step": None, "at": None})
-        save_state(store.folder, state.model_copy(update={"under_way": way}))
-    save_state(store.folder, Progressed(harvested_until=way.until))
+        if not offline:
+            save_state(store.folder, state.model_copy(update={"under_way": way}))
+    if not offline:
+        save_state(store.folder, Progressed(harvested_since=way.since, harvested_until=way.until))
     return Updated(store, way.since, way.until, merger.tally)
 
 

@@ -63,6 +63,7 @@ def update(
             "withdrawn": tally.withdrawn,
             "unlike": len(tally.unlike),
             "without_id": tally.without_id,
+            "skipped": tally.skipped,
             "waiting": len(done.store.candidates),
         }
         print(json.dumps(document))
@@ -72,6 +73,8 @@ def update(
     for kind, identifiers in (("new version", tally.newer), ("withdrawn", tally.withdrawn)):
         for identifier in identifiers:
             print(f"{kind}: {identifier} {done.store.paper(identifier).title}")
+    for name in tally.skipped:
+        print(f"skipped: {name}, no kept answer")
     print(
         f"{done.since} to {done.until}: {tally.seen} entries, {len(proposed)} proposed, "
         f"{len(tally.unlike)} unlike the field, {tally.without_id} not on arXiv; "
