@@ -68,6 +68,8 @@ def test_update_accept_reject_and_summaries(call, folder, sources, monkeypatch):
     assert code == 0
     assert load_store(folder).paper("2602.20001").draft.model == "small"
     assert load_store(folder).paper("2602.20001").takeaway is None
+    code, out, _ = call("accept", "--store", folder)
+    assert (code, "by small: Admit by threshold." in out) == (0, True)
     marks = ("--method", 7, "--practice", 8)
     code, _, err = call("accept", "2602.20001", "--store", folder, *marks)
     assert (code, "give --impact" in err) == (2, True)

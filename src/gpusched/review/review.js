@@ -8,6 +8,7 @@
 
   function show() {
     svg.setAttribute("viewBox", [box.x, box.y, box.w, box.h].join(" "));
+    svg.style.touchAction = box.w < 900 ? "none" : "pan-y";
   }
   function zoom(factor, px, py) {
     var w = Math.min(900, Math.max(180, box.w * factor)), h = w * 560 / 900;

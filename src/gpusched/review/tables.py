@@ -54,14 +54,15 @@ def show_fronts(contents: Contents) -> None:
 
 
 def show_candidates(papers: Iterable[Paper]) -> None:
-    """Print candidates, most similar first."""
+    """Print candidates, with what a machine wrote of them marked as such."""
     table = Table(title="candidates", title_justify="left")
     for name in ("similarity", "arXiv", "title", "like"):
         table.add_column(name)
     for paper in papers:
-        table.add_row(
-            f"{paper.similarity or 0:.2f}", paper.arxiv, escape(paper.title), paper.nearest or ""
-        )
+        words = escape(paper.title)
+        if paper.draft is not None:
+            words += f"\n[dim]by {escape(paper.draft.model)}: {escape(paper.draft.takeaway)}[/dim]"
+        table.add_row(f"{paper.similarity or 0:.2f}", paper.arxiv, words, paper.nearest or "")
     terminal().print(table)
 
 

@@ -14,7 +14,9 @@ Tags = typer.Option(metavar="A,B", help="Tags, separated by commas.")
 
 
 def accept(
-    identifier: Identifier,
+    identifier: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="arXiv id, such as 2602.14516.")
+    ] = None,
     method: Annotated[int | None, Mark] = None,
     practice: Annotated[int | None, Mark] = None,
     impact: Annotated[int | None, Mark] = None,
@@ -36,12 +38,22 @@ def accept(
     """Accept a candidate, or change what an accepted paper's record says.
 
     Example: gpusched review accept 2602.14516 --method 7 --practice 9 --impact 7 --methods milp --problems gpu_scheduling --takeaway "..."
+
+    Without an id, the candidates are listed, most like the accepted papers first.
     """
     from gpusched.errors import InputError
     from gpusched.review.decide import accept as accept_paper
     from gpusched.review.store import load_store
+    from gpusched.review.tables import show_candidates
 
     loaded = load_store(store)
+    if identifier is None:
+        if as_json:
+            waiting = [p.model_dump(mode="json", exclude_none=True) for p in loaded.candidates]
+            print(json.dumps(waiting))
+        else:
+            show_candidates(loaded.candidates)
+        return
     marks = {"method": method, "practice": practice, "impact": impact}
     held = loaded.paper(identifier).scores
     scores = {k: v if v is not None else getattr(held, k, None) for k, v in marks.items()}
