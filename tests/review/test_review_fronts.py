@@ -1,6 +1,7 @@
 """Fronts: of the stored facts, of made graphs, and from snapshot to snapshot."""
 
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,10 +37,8 @@ def paper(number, methods=(), problems=(), references=(), day=date(2025, 1, 1)):
 
 @pytest.fixture(scope="module")
 def review():
-    from conftest import ROOT
-
-    store = load_store(ROOT / "review")
-    return store, load_snapshots(ROOT / "review")
+    folder = Path(__file__).parents[2] / "review"
+    return load_store(folder), load_snapshots(folder)
 
 
 def test_the_five_fronts_are_found(review):
