@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 import yaml
+from exported_plans import (
+    cascade,
+    disaggregated,
+    expert_parallel,
+    mixed,
+    plan,
+    pool,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+from peer_fields import SHAPES, problems
 from typer.testing import CliRunner
 
 from gpusched.domain.engine import EngineSettings
@@ -19,15 +28,6 @@ from gpusched.integrations.export import TARGETS, export
 from gpusched.integrations.export.flags import arguments
 from gpusched.integrations.export.releases import dns_label, find_checkpoint, releases
 from gpusched.integrations.export.vllm import place
-from tests.integrations.exported_plans import (
-    cascade,
-    disaggregated,
-    expert_parallel,
-    mixed,
-    plan,
-    pool,
-)
-from tests.integrations.peer_fields import SHAPES, problems
 
 PLANS = {
     "mixed": mixed(),

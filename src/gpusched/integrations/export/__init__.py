@@ -65,5 +65,6 @@ def export(
         raise InputError(f"--image: {target} starts engines without a container; leave it out")
     parts = releases(plan, checkpoints)
     documents = TARGETS[target](parts, image)
-    notes = dict.fromkeys(note for part in (*parts, *documents) for note in part.notes)
+    gathered = [part.notes for part in parts] + [document.notes for document in documents]
+    notes = dict.fromkeys(note for notes in gathered for note in notes)
     return Export(tuple(documents), tuple(notes), separate=target == "llm-d" and len(documents) > 1)
