@@ -101,6 +101,8 @@ class Exchange:
     """``open``, ``ok``, ``refused``, ``failed``, ``cancelled``."""
     context: object = None
     """The recorder's own, such as a span."""
+    carrier: object = None
+    """The relay's own."""
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""
