@@ -73,6 +73,8 @@ class GatewaySettings(Section):
     """Predicts output tokens, learning from answers."""
     class_header: str = "x-slo-class"
     priority_header: str = "x-priority"
+    session_header: str = "x-session-id"
+    """Names the conversation that a request belongs to."""
     keys: tuple[ClientKey, ...] = Field(default=(), max_length=100_000)
     """Clients; anybody who reaches the port if empty."""
     tls: Tls | None = None

@@ -56,6 +56,8 @@ class Exchange:
     model: str = ""
     stream: bool = False
     choices: int = 1
+    prompt_bytes: int = 0
+    """Of the prompt's text; 0 where it came as token ids."""
     prompt_tokens: int = 0
     """Counted, or estimated until the engine has counted."""
     max_tokens: int | None = None
@@ -66,8 +68,10 @@ class Exchange:
     """Lower goes first."""
     client: str = ""
     """Name of its key."""
+    session: bytes = b""
+    """What the client calls the conversation; empty if it does not say."""
     prefix: tuple[int, ...] = ()
-    """Hashes of the prompt's leading blocks."""
+    """Hashes of the prompt's leading blocks, alike within one process only."""
     charged_tokens: int = 0
     """Taken off the client's allowance, to be corrected when it is over."""
 
@@ -101,6 +105,8 @@ class Exchange:
     """``open``, ``ok``, ``refused``, ``failed``, ``cancelled``."""
     context: object = None
     """The recorder's own, such as a span."""
+    carrier: object = None
+    """The relay's own."""
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""
@@ -158,7 +164,8 @@ class Dispatcher(Protocol):
         ...
 
     def began(self, exchange: Exchange, engine: int, now_s: float) -> None:
-        """Take in that an engine has given the first byte of an answer."""
+        """Take in that an engine has given the first byte of an answer, or, where prefill has an
+        engine of its own, that this engine's part is done."""
         ...
 
     def ended(self, exchange: Exchange, now_s: float) -> None:
@@ -167,7 +174,8 @@ class Dispatcher(Protocol):
 
     def failed(self, exchange: Exchange, engine: int, now_s: float, reason: str) -> bool:
         """Take in that an engine failed a request before its first byte; return whether another one
-        has been or will be asked. ``reason``: ``connect``, ``closed``, ``timeout``, ``status``."""
+        has been or will be asked. ``reason``: ``connect``, ``closed``, ``timeout``, ``status`` (an error of
+        the engine's), ``busy`` (429 or 503: it takes no more work)."""
         ...
 
     def left(self, exchange: Exchange, engine: int, now_s: float) -> None:
