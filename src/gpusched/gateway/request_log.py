@@ -11,7 +11,6 @@ import orjson
 from gpusched.gateway.exchange import CHAT, NOWHERE, Exchange
 from gpusched.gateway.latency import Latency
 
-SESSION_HEADER = b"x-session-id"
 MAX_SESSIONS = 100_000
 INT64 = (1 << 63) - 1
 
@@ -44,7 +43,7 @@ class Lines:
     """Makes lines of exchanges that are over.
 
     Columns of a trace: ``arrival_s`` since 1970, ``prompt_tokens``, ``output_tokens``, ``class``;
-    with a header X-Session-Id ``session_id`` (a hash), ``round``, ``think_s``; ``block_ids``,
+    of a session ``session_id`` (a hash), ``round``, ``think_s``; ``block_ids``,
     ``block_tokens``. The others say what happened.
     """
 
@@ -89,9 +88,8 @@ class Lines:
         }
         if exchange.refusal is not None:
             fields["reason"] = exchange.refusal.code or exchange.refusal.kind
-        session = exchange.header(SESSION_HEADER)
-        if session is not None:
-            digest = hashlib.blake2b(session, digest_size=6).digest()
+        if exchange.session:
+            digest = hashlib.blake2b(exchange.session, digest_size=6).digest()
             ended_s = exchange.last_byte_s
             number, think_s = self._sessions.next(
                 digest, received_s, ended_s if ended_s == ended_s else received_s
