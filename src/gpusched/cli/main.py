@@ -15,6 +15,7 @@ from gpusched.cli import (
     plan,
     reproduce,
     scale,
+    serve_key,
     simulate,
     trace,
 )
@@ -37,6 +38,7 @@ app.command("calibrate-vote")(calibrate_vote.calibrate_vote)
 app.command("reproduce")(reproduce.reproduce)
 app.command("scale")(scale.scale)
 app.command("export")(export.export)
+app.command("serve-key")(serve_key.serve_key)
 app.add_typer(place.app, name="place")
 app.add_typer(trace.app, name="trace")
 app.add_typer(catalog.app, name="catalog")
