@@ -91,6 +91,7 @@ class LiveQueue:
         self._residents = 0
         self._iteration = 0
         self._budget = 0
+        self._free_tokens = 0
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -140,6 +141,7 @@ class LiveQueue:
         iteration's token budget; ``start`` lessens it.
         """
         self._iteration, self._budget = iteration, budget_tokens
+        self._free_tokens = engine.free_tokens
         if self.policy.gate == GROUPED:
             yield from self._group_candidates(engine.now_s)
             return
@@ -153,7 +155,7 @@ class LiveQueue:
                 yield key
                 if key in self.waiting:
                     break
-            elif len(passed) < self.policy.skip:
+            elif len(passed) < self.policy.skip and self._has_blocks(self.waiting[key]):
                 passed.append(key)
             else:
                 self._push_first(key)
@@ -168,6 +170,7 @@ class LiveQueue:
         request = entry.request
         target = request.prompt_tokens + request.produced_tokens
         chunks = -(-target // self._budget)
+        self._free_tokens -= self._held_at_once(entry)
         self._budget -= min(target, self._budget)
         if self.policy.gate == GROUPED:
             self._lists[0 if self._by_progress else entry.group].remove(key)
@@ -304,6 +307,14 @@ class LiveQueue:
             last, self.limit_tokens, self.block_slack,
         )  # fmt: skip
         return bool(delay == 0)
+
+    def _has_blocks(self, entry: _Entry) -> bool:
+        """Whether a request's blocks are free now: only who waits for what runs is passed over."""
+        return self._held_at_once(entry) <= self._free_tokens
+
+    def _held_at_once(self, entry: _Entry) -> int:
+        new = min(entry.request.prompt_tokens + entry.request.produced_tokens, self._budget)
+        return -(-new // (self.block_slack + 1)) * (self.block_slack + 1)
 
     def _on_time_candidates(self, now_s: float) -> Iterator[Hashable]:
         assert self.prefill_s is not None
