@@ -10,6 +10,7 @@ from gpusched.cli import (
     catalog,
     compare,
     demo,
+    engine,
     export,
     place,
     plan,
@@ -39,6 +40,7 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("scale")(scale.scale)
 app.command("export")(export.export)
 app.command("serve-key")(serve_key.serve_key)
+app.add_typer(engine.app, name="engine")
 app.add_typer(place.app, name="place")
 app.add_typer(trace.app, name="trace")
 app.add_typer(catalog.app, name="catalog")
