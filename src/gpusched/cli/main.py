@@ -12,6 +12,7 @@ from gpusched.cli import (
     demo,
     engine,
     export,
+    pick,
     place,
     plan,
     reproduce,
@@ -39,6 +40,7 @@ app.command("calibrate-vote")(calibrate_vote.calibrate_vote)
 app.command("reproduce")(reproduce.reproduce)
 app.command("scale")(scale.scale)
 app.command("export")(export.export)
+app.command("pick")(pick.pick)
 app.command("serve-key")(serve_key.serve_key)
 app.add_typer(engine.app, name="engine")
 app.add_typer(place.app, name="place")

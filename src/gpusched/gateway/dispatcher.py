@@ -107,7 +107,9 @@ class LiveDispatcher:
                 return
         prompt, predicted = exchange.prompt_tokens, exchange.predicted_tokens
         request = Request(exchange.received_s, prompt, 0, predicted, exchange.slo_class)
-        flight = Flight(exchange, group, number, request, prompt + predicted)
+        flight = Flight(
+            exchange, group, number, request, prompt + predicted, excluded=[*exchange.tried]
+        )
         self.flights[exchange] = flight
         self.admissions[group].offer(flight, now_s)
 

@@ -7,7 +7,7 @@ from gpusched.errors import InputError
 from gpusched.policies.batching.discipline import DISCIPLINES, discipline
 from gpusched.policies.custom import is_custom
 
-PLUG_IN = "gpusched.integrations.vllm.PolicyScheduler"
+PLUG_IN = "gpusched.integrations.vllm.Scheduler"
 """Dotted, for so vLLM reads ``--scheduler-cls``."""
 PLUG_IN_POLICIES = (
     "sjf", "mlfq", "mc-sf", "mc-volume", "mc-fcfs", "a-max", "wait", "nested-wait"
