@@ -41,7 +41,10 @@ def test_a_right_key_names_its_client(header):
         ([], None),
         ([bearer("wrong")], "invalid_api_key"),
         ([bearer("")], "invalid_api_key"),
-        ([(b"authorization", b"Basic " + base64.b64encode(b"u:" + KEY.encode()))], "invalid_api_key"),
+        (
+            [(b"authorization", b"Basic " + base64.b64encode(b"u:" + KEY.encode()))],
+            "invalid_api_key",
+        ),
         ([(b"authorization", KEY.encode())], "invalid_api_key"),
         ([bearer(KEY + " x")], "invalid_api_key"),
         ([bearer("k" * 100_000)], "invalid_api_key"),

@@ -13,14 +13,14 @@ EDGES = st.sampled_from([TTFT_EDGES, TPOT_EDGES, E2E_EDGES, DECISION_EDGES])
 
 @given(edges=EDGES, data=st.data())
 def test_histograms_count_as_numpy_does(edges, data):
-    values = data.draw(
-        st.lists(st.one_of(st.floats(0, 1e5), st.sampled_from(edges)), max_size=300)
-    )
+    values = data.draw(st.lists(st.one_of(st.floats(0, 1e5), st.sampled_from(edges)), max_size=300))
     histogram = Histogram(edges)
     for value in values:
         histogram.observe(value)
     # numpy's bins are closed on the left, Prometheus' on the right: mirror them.
-    expected, _ = np.histogram(-np.array(values), bins=[-np.inf, *(-e for e in edges[::-1]), np.inf])
+    expected, _ = np.histogram(
+        -np.array(values), bins=[-np.inf, *(-e for e in edges[::-1]), np.inf]
+    )
     assert histogram.counts == expected[::-1].tolist()
     text = "\n".join(histograms("t_seconds", "x", edges, [('a="b"', histogram)])) + "\n"
     [family] = parse(text)
@@ -34,7 +34,9 @@ def test_histograms_count_as_numpy_does(edges, data):
 
 @given(st.text())
 def test_any_label_comes_back_as_it_was(value):
-    [family] = parse("\n".join(plain("a_total", "counter", "x", [(f'm="{escape(value)}"', 3)])) + "\n")
+    [family] = parse(
+        "\n".join(plain("a_total", "counter", "x", [(f'm="{escape(value)}"', 3)])) + "\n"
+    )
     assert family.samples[0].labels == {"m": value}
     assert family.samples[0].value == 3
 

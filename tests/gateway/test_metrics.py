@@ -21,9 +21,7 @@ def ended(metrics, exchange):
 
 def values(metrics, engines=()):
     text = metrics.text(engines, 3, 2, 1, {"spans": 0})
-    return {
-        (s.name, frozenset(s.labels.items())): s.value for f in parse(text) for s in f.samples
-    }
+    return {(s.name, frozenset(s.labels.items())): s.value for f in parse(text) for s in f.samples}
 
 
 def value(read, metric, **labels):

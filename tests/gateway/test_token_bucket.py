@@ -4,9 +4,7 @@ from hypothesis import strategies as st
 
 from gpusched.gateway.token_bucket import TokenBucket
 
-STEPS = st.lists(
-    st.tuples(st.floats(0, 30), st.integers(1, 200)), min_size=1, max_size=200
-)
+STEPS = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 200)), min_size=1, max_size=200)
 
 
 @given(limit=st.floats(0.5, 600), steps=STEPS)
