@@ -228,25 +228,29 @@ def test_health_checks(tmp_path: Path) -> None:
     from gpusched.gateway.picker import messages
 
     async def play() -> None:
-        async with stage(tmp_path, "FULL_DUPLEX_STREAMED") as (_, gateway, engines):
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.picker_port}") as channel:
-                check = channel.unary_unary(
-                    "/grpc.health.v1.Health/Check",
-                    request_serializer=lambda m: m.SerializeToString(),
-                    response_deserializer=messages.HealthCheckResponse.FromString,
-                )
-                for service in ("", "liveness", "readiness"):
-                    answer = await check(messages.HealthCheckRequest(service=service))
-                    assert answer.status == messages.SERVING
-                with pytest.raises(grpc.aio.AioRpcError, match="no service"):
-                    await check(messages.HealthCheckRequest(service="x"))
-                for engine in engines:
-                    await engine.close()
-                for at in gateway.rooms.dispatcher.engines:
-                    gateway.rooms.dispatcher.health.eject(at, time.monotonic())
-                answer = await check(messages.HealthCheckRequest(service="readiness"))
-                assert answer.status == messages.NOT_SERVING
-                answer = await check(messages.HealthCheckRequest(service="liveness"))
+        async with (
+            stage(tmp_path, "FULL_DUPLEX_STREAMED") as (_, gateway, engines),
+            AsyncExitStack() as stack,
+        ):
+            address = f"127.0.0.1:{gateway.picker_port}"
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=lambda m: m.SerializeToString(),
+                response_deserializer=messages.HealthCheckResponse.FromString,
+            )
+            for service in ("", "liveness", "readiness"):
+                answer = await check(messages.HealthCheckRequest(service=service))
                 assert answer.status == messages.SERVING
+            with pytest.raises(grpc.aio.AioRpcError, match="no service"):
+                await check(messages.HealthCheckRequest(service="x"))
+            for engine in engines:
+                await engine.close()
+            for at in gateway.rooms.dispatcher.engines:
+                gateway.rooms.dispatcher.health.eject(at, time.monotonic())
+            answer = await check(messages.HealthCheckRequest(service="readiness"))
+            assert answer.status == messages.NOT_SERVING
+            answer = await check(messages.HealthCheckRequest(service="liveness"))
+            assert answer.status == messages.SERVING
 
     asyncio.run(play())
