@@ -47,17 +47,15 @@ def pick(
     from gpusched.errors import InputError
 
     try:
-        import google.protobuf  # noqa: F401
-        import grpc  # noqa: F401
-        import httptools  # noqa: F401
         import uvloop  # noqa: F401
+
+        from gpusched.gateway.picker.gateway import PickingGateway
     except ImportError as error:
         raise InputError(
             f"gpusched pick needs {error.name}; install it with: "
             "pip install 'gpusched[gateway,picker]'"
         ) from None
     from gpusched.cli.serve import changed
-    from gpusched.gateway.picker.gateway import PickingGateway
     from gpusched.gateway.rooms import LiveRooms
     from gpusched.gateway.server import Serving, run
 

@@ -1,7 +1,9 @@
 """A gateway that also picks for a proxy: one dispatcher, two ways in."""
 
+from typing import cast
+
 from gpusched.domain.plan import Plan
-from gpusched.gateway.picker.picker import EitherRelay, Picker
+from gpusched.gateway.picker.picker import EitherRelay, Picker, PickingDispatcher
 from gpusched.gateway.picker.server import PickerServer
 from gpusched.gateway.server import Build, Gateway
 
@@ -23,10 +25,9 @@ class PickingGateway(Gateway):
         """
         await super().start()
         rooms = self.rooms
-        self.picker = Picker(
-            self.settings, rooms.access, rooms.reading, rooms.dispatcher, rooms.recorder
-        )
-        rooms.dispatcher.relay = EitherRelay(self.relay, self.picker)
+        dispatcher = cast(PickingDispatcher, rooms.dispatcher)
+        self.picker = Picker(self.settings, rooms.access, rooms.reading, dispatcher, rooms.recorder)
+        dispatcher.relay = EitherRelay(self.relay, self.picker)
         self._picking = PickerServer(
             self.picker, self.settings.host, self.picker_port, self.settings.tls
         )
