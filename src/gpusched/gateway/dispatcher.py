@@ -422,9 +422,7 @@ def _needs_no_hedge(flight: Flight) -> bool:
 
 
 def _unknown(model: str) -> Refusal:
-    return Refusal(
-        404, f"the model {model!r} does not exist here", code="model_not_found", param="model"
-    )
+    return Refusal(404, f"the model {model!r} does not exist here", code="model_not_found", param="model")
 
 
 class _NoRelay:

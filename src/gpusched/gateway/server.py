@@ -301,6 +301,4 @@ def run(serving: Callable[[], "Serving"]) -> None:
 
 def say_on_stderr(event: str, **fields: Any) -> None:
     """Tell a person what happens."""
-    print(
-        event, *(f"{name}={value}" for name, value in fields.items()), file=sys.stderr, flush=True
-    )
+    print(event, *(f"{name}={value}" for name, value in fields.items()), file=sys.stderr, flush=True)

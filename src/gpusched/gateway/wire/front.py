@@ -88,9 +88,7 @@ class Front:
         if path[:1] != b"/":
             path = exchange.target = _origin_form(path)
             if not path:
-                client.answer_refusal(
-                    Refusal(400, "the request's target is no path", code="bad_http")
-                )
+                client.answer_refusal(Refusal(400, "the request's target is no path", code="bad_http"))
                 return
         path = path.partition(b"?")[0]
         if exchange.method != b"POST" and self._answered_here(exchange, path, client):

@@ -95,9 +95,7 @@ class LiveRouter:
     def __len__(self) -> int:
         return len(self.ready_s)
 
-    def choose(
-        self, request: Request, affinity: int, now_s: float, ready_s: Floats | None = None
-    ) -> int:
+    def choose(self, request: Request, affinity: int, now_s: float, ready_s: Floats | None = None) -> int:
         """Return the replica that takes a request; where none may be used, the one that may soonest.
 
         ``affinity`` is the replica that has one, or -1; ``ready_s`` stands in for the router's own
@@ -182,9 +180,7 @@ class WeightedRouter(LiveRouter):
         total = float(new.sum())
         self.usable = np.array([bool(has_flow.py_func(w, total)) for w in new.tolist()])  # type: ignore[attr-defined]
 
-    def choose(
-        self, request: Request, affinity: int, now_s: float, ready_s: Floats | None = None
-    ) -> int:
+    def choose(self, request: Request, affinity: int, now_s: float, ready_s: Floats | None = None) -> int:
         """Return the usable replica whose load over weight after the request is least."""
         ready = self.ready_s if ready_s is None else ready_s
         self.turn += 1
