@@ -14,6 +14,7 @@ from gpusched.cli import (
     plan,
     reproduce,
     scale,
+    serve,
     serve_key,
     simulate,
     trace,
@@ -36,6 +37,7 @@ app.command("compare")(compare.compare)
 app.command("calibrate-vote")(calibrate_vote.calibrate_vote)
 app.command("reproduce")(reproduce.reproduce)
 app.command("scale")(scale.scale)
+app.command("serve")(serve.serve)
 app.command("serve-key")(serve_key.serve_key)
 app.add_typer(place.app, name="place")
 app.add_typer(trace.app, name="trace")

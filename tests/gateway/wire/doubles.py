@@ -35,6 +35,7 @@ class Page:
     status: int
     content_type: str
     body: bytes
+    headers: tuple = ()
 
 
 @dataclass
@@ -62,10 +63,12 @@ class Doubles:
         self.submitted: set[int] = set()
 
     # Rooms
-    def connect(self, front) -> None:
+    def connect(self, front, address) -> None:
         self.relay = front.relay
         front.open_routes[b"/health"] = lambda exchange, now: Page(200, "application/json", b"{}")
-        front.routes[b"/v1/models"] = lambda exchange, now: Page(200, "application/json", b'{"data": []}')
+        front.routes[b"/v1/models"] = lambda exchange, now: Page(
+            200, "application/json", b'{"data": []}'
+        )
 
     def start(self, loop) -> None:
         pass
@@ -89,13 +92,15 @@ class Doubles:
         return None
 
     # Pages
-    def answer(self, exchange, now_s):
+    def answer(self, exchange):
         return Page(200, "text/plain", b"metrics") if exchange.target == b"/metrics" else None
 
     # Reading
     def read(self, exchange):
         path = exchange.target.partition(b"?")[0]
-        exchange.kind = {b"/v1/chat/completions": CHAT, b"/v1/completions": COMPLETION}.get(path, OTHER)
+        exchange.kind = {b"/v1/chat/completions": CHAT, b"/v1/completions": COMPLETION}.get(
+            path, OTHER
+        )
         return None
 
     def learn(self, exchange) -> None:
@@ -151,7 +156,9 @@ async def gateway_of(urls, **settings) -> tuple[Gateway, Doubles]:
     return gateway, gateway.rooms
 
 
-async def ask(port: int, data: bytes, *, until_close: bool = False, timeout_s: float = 5.0) -> bytes:
+async def ask(
+    port: int, data: bytes, *, until_close: bool = False, timeout_s: float = 5.0
+) -> bytes:
     """Send bytes and return what comes back: one answer with a length or chunks, or all there is."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -185,7 +192,9 @@ BODY = b'{"model": "m", "messages": [], "x_unknown": [1, {"y": null}]}'
 PATH = b"/v1/chat/completions"
 
 
-def post(body: bytes = BODY, *, path: bytes = PATH, version: bytes = b"1.1", more: bytes = b"") -> bytes:
+def post(
+    body: bytes = BODY, *, path: bytes = PATH, version: bytes = b"1.1", more: bytes = b""
+) -> bytes:
     head = b"POST %s HTTP/%s\r\nHost: gateway\r\n%sContent-Length: %d\r\n\r\n"
     return head % (path, version, more, len(body)) + body
 

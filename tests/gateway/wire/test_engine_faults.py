@@ -57,7 +57,10 @@ def test_connection_that_the_engine_closes_after_each_answer():
         ((b"SSH-2.0-OpenSSH_9\r\n",), "closed"),
         ((b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",), "closed"),
         ((b"HTTP/1.1 200 OK\r\nX: " + b"a" * 400_000 + b"\r\n\r\n",), "closed"),
-        ((b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",), "closed"),
+        (
+            (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",),
+            "closed",
+        ),
         (("wait",), "timeout"),
         ((STREAM_HEAD, "wait"), "timeout"),
         ((ERROR,), "status"),
@@ -73,7 +76,7 @@ def test_failure_before_the_first_byte_goes_elsewhere(script, reason, alone):
             gateway, rooms = await gateway_of(urls, first_byte_timeout_s=0.15)
             got = await ask(gateway.port, post())
             assert failures(rooms) == [(len(urls) - 1, reason)]
-            exchange, = await ended(rooms)
+            (exchange,) = await ended(rooms)
             if not alone:
                 assert got == plain()
                 assert exchange.outcome == "ok"
@@ -129,13 +132,18 @@ def test_client_error_of_an_engine_is_the_answer():
 @pytest.mark.parametrize("fault", ["close", "abort", "wait", b"garbage instead of a chunk"])
 def test_no_retry_after_the_first_byte(fault):
     async def main():
-        async with FakeEngine(STREAM_HEAD, chunk(EVENT), 0.02, fault) as engine, FakeEngine() as other:
+        async with (
+            FakeEngine(STREAM_HEAD, chunk(EVENT), 0.02, fault) as engine,
+            FakeEngine() as other,
+        ):
             gateway, rooms = await gateway_of([other.url, engine.url], stall_timeout_s=0.15)
             got = await ask(gateway.port, post(), until_close=True)
             assert got.startswith(STREAM_HEAD + chunk(EVENT))
             assert not got.endswith(b"0\r\n\r\n")
             last = got.rpartition(b"data: ")[2].partition(b"\n")[0]
-            assert json.loads(last)["error"]["code"] == ("stalled" if fault == "wait" else "engine_closed")
+            assert json.loads(last)["error"]["code"] == (
+                "stalled" if fault == "wait" else "engine_closed"
+            )
             assert not other.requests
             assert failures(rooms) == []
             assert (await ended(rooms))[0].outcome == "failed"
@@ -147,7 +155,9 @@ def test_no_retry_after_the_first_byte(fault):
 
 def test_bytes_after_the_end_of_an_answer_never_reach_a_client():
     async def main():
-        async with FakeEngine(plain() + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil") as engine:
+        async with FakeEngine(
+            plain() + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+        ) as engine:
             gateway, _ = await gateway_of([engine.url])
             got = await ask(gateway.port, post())
             assert error_of(got)["code"] == "engine_closed"
@@ -174,10 +184,13 @@ def test_hedge_takes_the_first_and_cancels_the_other():
             gateway, rooms = await gateway_of([fast.url, slow.url])
             rooms.hedge_to = 0
             assert await ask(gateway.port, post()) == plain()
-            exchange, = await ended(rooms)
+            (exchange,) = await ended(rooms)
             assert exchange.hedged
             assert exchange.engine == 0
-            assert [told for told in rooms.told if told[0] in ("began", "left")] == [("left", 1), ("began", 0)]
+            assert [told for told in rooms.told if told[0] in ("began", "left")] == [
+                ("left", 1),
+                ("began", 0),
+            ]
             await until(lambda: slow.open == 0)
             await gateway.close()
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpusched.gateway.exchange import Refusal
 
+
 @pytest.mark.parametrize("answer", [plain(), STREAM], ids=["plain", "stream"])
 def test_answer_and_body_are_the_same_bytes(answer):
     async def main():
@@ -20,7 +21,7 @@ def test_answer_and_body_are_the_same_bytes(answer):
             head, body = engine.requests[0]
             assert body == BODY
             assert f"host: 127.0.0.1:{engine.port}\r\n".encode() in head
-            exchange, = await ended(rooms)
+            (exchange,) = await ended(rooms)
             assert exchange.outcome == "ok"
             assert exchange.status == 200
             stream = answer is STREAM
@@ -28,7 +29,12 @@ def test_answer_and_body_are_the_same_bytes(answer):
             assert exchange.prompt_tokens == (7 if stream else 11)
             assert exchange.cached_tokens == (4 if stream else 0)
             assert exchange.events == (5 if stream else 0)
-            assert exchange.received_s <= exchange.sent_s <= exchange.first_byte_s <= exchange.last_byte_s
+            assert (
+                exchange.received_s
+                <= exchange.sent_s
+                <= exchange.first_byte_s
+                <= exchange.last_byte_s
+            )
             await gateway.close()
 
     run(main)
@@ -83,7 +89,9 @@ def test_pipelined_requests_are_answered_in_turn():
         async with FakeEngine(0.02, plain()) as engine:
             gateway, _ = await gateway_of([engine.url])
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-            writer.write(post() + b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" + post() + b"NOT HTTP\r\n\r\n")
+            writer.write(
+                post() + b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" + post() + b"NOT HTTP\r\n\r\n"
+            )
             assert await one_answer(reader) == plain()
             assert (await one_answer(reader)).endswith(b"metrics")
             assert await one_answer(reader) == plain()
@@ -104,14 +112,19 @@ def test_expect_continue_head_options_and_own_pages():
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             writer.write(body)
             assert await one_answer(reader) == plain()
-            writer.write(b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\nOPTIONS %s HTTP/1.1\r\nHost: x\r\n\r\n" % PATH)
+            writer.write(
+                b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\nOPTIONS %s HTTP/1.1\r\nHost: x\r\n\r\n"
+                % PATH
+            )
             assert b"content-length: 7\r\n" in await reader.readuntil(b"\r\n\r\n")
             assert b"allow: POST, OPTIONS" in await reader.readuntil(b"\r\n\r\n")
             writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % PATH)
             assert b" 405 " in await one_answer(reader)
             writer.write(b"GET http://x/v1/models?a=b HTTP/1.1\r\nHost: x\r\n\r\n")
             assert (await one_answer(reader)).endswith(b'{"data": []}')
-            writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n\r\n")
+            writer.write(
+                b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n\r\n"
+            )
             assert b"invalid_api_key" in await one_answer(reader)
             assert len(engine.requests) == 1
             writer.close()
@@ -155,7 +168,9 @@ def test_engine_that_frames_by_closing():
 
 def test_hop_by_hop_headers_of_an_answer_stay_behind():
     async def main():
-        answer = plain(more=b"Connection: keep-alive, X-Own\r\nKeep-Alive: timeout=5\r\nX-Own: 1\r\nX-Kept: 2\r\n")
+        answer = plain(
+            more=b"Connection: keep-alive, X-Own\r\nKeep-Alive: timeout=5\r\nX-Own: 1\r\nX-Kept: 2\r\n"
+        )
         async with FakeEngine(b"HTTP/1.1 100 Continue\r\n\r\n" + answer) as engine:
             gateway, _ = await gateway_of([engine.url])
             got = await ask(gateway.port, post())
@@ -190,7 +205,7 @@ def test_both_sides_send_at_once(monkeypatch):
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
             writer.write(post())
             await reader.readuntil(b"\n\n")
-            passage, = gateway.relay.open
+            (passage,) = gateway.relay.open
             for transport in (passage.client.transport, passage.winner.connection.transport):
                 held = transport.get_extra_info("socket")
                 assert held.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -229,7 +244,7 @@ def test_slow_client_holds_the_engine_back():
             await loop.sock_connect(held, ("127.0.0.1", gateway.port))
             await loop.sock_sendall(held, post())
             await asyncio.sleep(0.5)
-            passage, = gateway.relay.open
+            (passage,) = gateway.relay.open
             assert passage.paused
             assert passage.client.transport.get_write_buffer_size() < 1_000_000
             # What has left the engine lies in the kernel's buffers, not with us.
@@ -255,7 +270,12 @@ def test_refusal_of_the_dispatcher():
         async with FakeEngine() as engine:
             gateway, rooms = await gateway_of([engine.url])
             rooms.refusal = Refusal(
-                429, "busy", "overloaded_error", "queue_full", retry_after_s=1.2, headers=((b"x-a", b"b"),)
+                429,
+                "busy",
+                "overloaded_error",
+                "queue_full",
+                retry_after_s=1.2,
+                headers=((b"x-a", b"b"),),
             )
             got = await ask(gateway.port, post())
             assert got.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
