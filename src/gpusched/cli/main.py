@@ -17,6 +17,7 @@ from gpusched.cli import (
     plan,
     reproduce,
     scale,
+    serve,
     serve_key,
     simulate,
     trace,
@@ -41,6 +42,7 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("scale")(scale.scale)
 app.command("export")(export.export)
 app.command("pick")(pick.pick)
+app.command("serve")(serve.serve)
 app.command("serve-key")(serve_key.serve_key)
 app.add_typer(engine.app, name="engine")
 app.add_typer(place.app, name="place")

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +24,8 @@ from gpusched.gateway.wire.relay import WireRelay
 BACKLOG = 4096
 WATCH_S = 1.0
 """Between two looks at the plan's file."""
+GC_THRESHOLDS = (20_000, 50, 100)
+"""Exchanges leave no circles behind, so that looking for some can be rare."""
 SWEEPS = 8
 """Looks at a deadline within its time."""
 
@@ -37,8 +39,8 @@ class Rooms(Protocol):
     recorder: Recorder
     pages: Pages
 
-    def connect(self, front: Front) -> None:
-        """Add routes and answers of the gateway's own."""
+    def connect(self, front: Front, address: str) -> None:
+        """Take the relay, and give routes and answers of the gateway's own."""
         ...
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -106,7 +108,7 @@ class Gateway:
         self.relay.reading = rooms.reading
         self.relay.recorder = rooms.recorder
         self.front = Front(self.relay, rooms.access, rooms.pages)
-        rooms.connect(self.front)
+        rooms.connect(self.front, self.address)
         rooms.start(loop)
         self._server = await loop.create_server(
             lambda: ClientConnection(self.front), sock=listening, ssl=tls, backlog=BACKLOG
@@ -294,11 +296,9 @@ def run(serving: Callable[[], "Serving"]) -> None:
     import uvloop
 
     async def main() -> None:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         await serving().run()
 
     uvloop.run(main())
-
-
-def say_on_stderr(event: str, **fields: Any) -> None:
-    """Tell a person what happens."""
-    print(event, *(f"{name}={value}" for name, value in fields.items()), file=sys.stderr, flush=True)

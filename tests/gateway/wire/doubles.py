@@ -35,6 +35,7 @@ class Page:
     status: int
     content_type: str
     body: bytes
+    headers: tuple = ()
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Doubles:
         self.submitted: set[int] = set()
 
     # Rooms
-    def connect(self, front) -> None:
+    def connect(self, front, address) -> None:
         self.relay = front.relay
         front.open_routes[b"/health"] = lambda exchange, now: Page(200, "application/json", b"{}")
         front.routes[b"/v1/models"] = lambda exchange, now: Page(
@@ -91,7 +92,7 @@ class Doubles:
         return None
 
     # Pages
-    def answer(self, exchange, now_s):
+    def answer(self, exchange):
         return Page(200, "text/plain", b"metrics") if exchange.target == b"/metrics" else None
 
     # Reading

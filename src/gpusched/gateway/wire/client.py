@@ -211,7 +211,9 @@ class ClientConnection(asyncio.Protocol):
         self._framing = b""
         self._resumes = False
         if len(self._ahead) >= MAX_PIPELINED:
-            self._refusal = Refusal(429, "too many requests ahead of their turn", "rate_limit_error")
+            self._refusal = Refusal(
+                429, "too many requests ahead of their turn", "rate_limit_error"
+            )
             return
         parser = self._parser
         body = self._body

@@ -23,12 +23,13 @@ class Page(Protocol):
     status: int
     content_type: str
     body: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
 
 
 class Pages(Protocol):
     """Pages of the gateway's own."""
 
-    def answer(self, exchange: Exchange, now_s: float) -> "Page | Refusal | None":
+    def answer(self, exchange: Exchange) -> "Page | Refusal | None":
         """Return the page asked for; none if it is not one of these."""
         ...
 
@@ -88,7 +89,9 @@ class Front:
         if path[:1] != b"/":
             path = exchange.target = _origin_form(path)
             if not path:
-                client.answer_refusal(Refusal(400, "the request's target is no path", code="bad_http"))
+                client.answer_refusal(
+                    Refusal(400, "the request's target is no path", code="bad_http")
+                )
                 return
         path = path.partition(b"?")[0]
         if exchange.method != b"POST" and self._answered_here(exchange, path, client):
@@ -134,13 +137,14 @@ class Front:
             return False
         now = exchange.received_s
         route = self.open_routes.get(path)
-        page = route(exchange, now) if route else self.pages.answer(exchange, now)
+        page = route(exchange, now) if route else self.pages.answer(exchange)
         if page is None:
             return False
         if isinstance(page, Refusal):
             client.answer_refusal(page)
         else:
-            client.answer_body(page.status, page.content_type.encode(), page.body)
+            kind = page.content_type.encode()
+            client.answer_body(page.status, kind, page.body, page.headers)
         return True
 
     def _show(self, passage: Passage, page: "Page | Refusal") -> None:

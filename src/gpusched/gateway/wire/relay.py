@@ -54,7 +54,9 @@ class Passage:
         "submitted", "tapped", "task", "winner",
     )  # fmt: skip
 
-    def __init__(self, relay: "WireRelay", exchange: Exchange, client: Client, tapped: bool) -> None:
+    def __init__(
+        self, relay: "WireRelay", exchange: Exchange, client: Client, tapped: bool
+    ) -> None:
         self.relay = relay
         self.exchange = exchange
         self.client = client
@@ -228,7 +230,8 @@ class Passage:
                 self.client.finished(True)
             else:
                 self._break_off(
-                    f"the engine sent nothing for {self.relay.settings.stall_timeout_s:g} s", "stalled"
+                    f"the engine sent nothing for {self.relay.settings.stall_timeout_s:g} s",
+                    "stalled",
                 )
 
     def _beat(self, winner: Leg, now_s: float) -> None:
