@@ -31,8 +31,12 @@ class Rooms:
             InputError: the plan cannot be served; nothing has changed then.
         """
         settings = plan.gateway or GatewaySettings()
+        dispatcher = self.dispatcher
+        admission_of = admission_for(plan)
+        groups = groups_of(plan, dispatcher.fleet, dispatcher.seed)
         self.reading.configure(settings, plan.slo.names)
-        self.dispatcher.reload(plan, now_s)
+        dispatcher.health.configure(settings.eject_after, settings.readmit_after_s)
+        dispatcher.reload(groups, Settings.of(settings), admission_of, now_s)
         self.watch.configure(settings)
 
 

@@ -7,12 +7,23 @@ Every method returns at once and takes the time as an argument; what happens lat
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from typing import Self
+
+from gpusched.domain.gateway import GatewaySettings
 
 from gpusched.engines.orca import read_report
 from gpusched.engines.state import EngineState
 from gpusched.gateway.admission import Admission, Desk
 from gpusched.gateway.deadlines import CallAt, Deadlines, Timer
-from gpusched.gateway.exchange import NOWHERE, OTHER, Exchange, Refusal, Relay
+from gpusched.gateway.exchange import (
+    NOWHERE,
+    OTHER,
+    EngineStatus,
+    Exchange,
+    Refusal,
+    Relay,
+)
 from gpusched.gateway.fleet import Engine, Fleet, Group, Lane
 from gpusched.gateway.flight import Flight
 from gpusched.gateway.health import Health
@@ -45,6 +56,14 @@ class Settings:
     hedge_after_s: float | None = None
     prefix_index_bytes: float = 64e6
 
+    @classmethod
+    def of(cls, gateway: GatewaySettings) -> Self:
+        """Return those of a plan's gateway."""
+        return cls(
+            gateway.max_queued, gateway.max_wait_s, gateway.retries, gateway.hedge_after_s,
+            gateway.prefix_index_mb * 1e6,
+        )  # fmt: skip
+
 
 class LiveDispatcher:
     """Sends, holds or refuses requests; see ``exchange.Dispatcher``."""
@@ -57,12 +76,14 @@ class LiveDispatcher:
         settings: Settings,
         admission_of: AdmissionOf,
         call_at: CallAt,
+        seed: int = 0,
     ) -> None:
         self.fleet, self.models, self.health = fleet, models, health
         self.relay: Relay = _NoRelay()
         self.call_at = call_at
+        self.seed = seed
         self.flights: dict[Exchange, Flight] = {}
-        self.held = 0
+        self.holding = 0
         self.submitted = 0
         self.hedges = 0
         self.retried = 0
@@ -97,6 +118,7 @@ class LiveDispatcher:
 
     def submit(self, exchange: Exchange, now_s: float) -> None:
         """Send, hold or refuse a request, now or at a later event."""
+        start_s = perf_counter()
         number = self.submitted
         self.submitted = number + 1
         group = 0
@@ -112,6 +134,7 @@ class LiveDispatcher:
         )
         self.flights[exchange] = flight
         self.admissions[group].offer(flight, now_s)
+        exchange.decision_s = perf_counter() - start_s
 
     def began(self, exchange: Exchange, engine: int, now_s: float) -> None:
         """Take in the first byte of an answer, or that a prefill is done."""
@@ -139,7 +162,7 @@ class LiveDispatcher:
         flight.over = True
         if flight.held:
             flight.held = False
-            self.held -= 1
+            self.holding -= 1
             self.admissions[flight.group].drop(flight)
             return
         if exchange.outcome == "ok" and exchange.engine >= 0:
@@ -223,6 +246,70 @@ class LiveDispatcher:
         """Return the answer to ``GET /v1/models``."""
         return self.models.document()
 
+    def statuses(self) -> list[EngineStatus]:
+        """Return the engines in the order of their indices, those that have left as not up."""
+        found = []
+        for engine in self.fleet.engines:
+            state = engine.state or EngineState()
+            found.append(
+                EngineStatus(
+                    engine.url, engine.pool, engine.role, engine.models or (), engine.usable,
+                    engine.out, engine.ejections, engine.requests, float(engine.tokens),
+                    state.running, state.waiting, state.kv_usage,
+                )
+            )  # fmt: skip
+        return found
+
+    def held(self) -> int:
+        """Return the number of requests that admission holds."""
+        return self.holding
+
+    def reload(
+        self, groups: list[Group], settings: Settings, admission_of: AdmissionOf, now_s: float
+    ) -> None:
+        """Go by other lanes: engines that stay keep their counters, requests that are held are
+        offered anew, those under way go on."""
+        waiting = [flight for admission in self.admissions for flight in admission.waiting()]
+        for flight in waiting:
+            flight.held = False
+        self.holding -= len(waiting)
+        kept = {id(engine) for group in groups for lane in group.lanes for engine in lane.engines}
+        for engine in self.fleet.engines:
+            if id(engine) not in kept and engine.lane is not None:
+                engine.lane = None
+                self.prefixes.forget(engine.index)
+                self.sessions.forget(engine.index)
+        self.fleet.groups = groups
+        self.models.learn(groups)
+        self._adopt(settings)
+        self.admissions = [admission_of(self, group) for group in groups]
+        for flight in tuple(self.flights.values()):
+            flight.group = max(self.models.group_of(flight.exchange.model), 0)
+        for flight in waiting:
+            self.admissions[flight.group].offer(flight, now_s)
+
+    # From the watch.
+
+    def looked(self, now_s: float) -> None:
+        """Take in that an engine has reported: others may have left seats."""
+        self._look(now_s)
+
+    def silent(self, engine: Engine, now_s: float) -> None:
+        """Pass by an engine that neither reports nor begins answers, and ask others for those it
+        owes."""
+        self.health.doubt(engine)
+        self.hedge_all(engine, now_s)
+
+    def told_models(self, engine: Engine, names: Sequence[str], context: int | None) -> None:
+        """Take in the names an engine answers to."""
+        if engine.models != tuple(names) or engine.context_tokens != context:
+            self.fleet.told_models(engine, names, context)
+            self.models.learn(self.fleet.groups)
+
+    def told_seats(self, engine: Engine, seats: int) -> None:
+        """Take in how many requests an engine runs at once, where that is less than planned."""
+        self.fleet.limit(engine, min(seats, engine.running_seats))
+
     # For admissions: see ``admission.Desk``.
 
     def place(self, flight: Flight, now_s: float) -> bool:
@@ -249,13 +336,13 @@ class LiveDispatcher:
             prefill, engine = engine.index, decode
         if flight.held:
             flight.held = False
-            self.held -= 1
+            self.holding -= 1
         exchange.engine, exchange.prefill_engine = engine.index, prefill
         exchange.branch, exchange.sent_s = branch, now_s
         self.branches[branch] = self.branches.get(branch, 0) + 1
-        self._join(flight, engine)
+        self._join(flight, engine, now_s)
         if first is not engine:
-            self._join(flight, first)
+            self._join(flight, first, now_s)
         self._remember(first, exchange)
         self.admissions[flight.group].sent(flight, first, now_s)
         if self._hedging is not None and prefill == NOWHERE:
@@ -265,10 +352,10 @@ class LiveDispatcher:
 
     def hold(self, flight: Flight, now_s: float) -> bool:
         """Count a request as held; False if there is no room, and the request is refused."""
-        if self.held >= self.settings.max_queued:
+        if self.holding >= self.settings.max_queued:
             self.reject(flight, now_s)
             return False
-        self.held += 1
+        self.holding += 1
         flight.held = True
         self._waits.add(flight, now_s)
         return True
@@ -278,7 +365,7 @@ class LiveDispatcher:
         healthy = self.fleet.groups[flight.group].entry.healthy
         if flight.held:
             flight.held = False
-            self.held -= 1
+            self.holding -= 1
             self.admissions[flight.group].drop(flight)
         flight.over = True
         self.flights.pop(flight.exchange, None)
@@ -307,7 +394,7 @@ class LiveDispatcher:
         rate = self._decayed_rate(now_s) / RATE_WINDOW_S
         if rate <= 0.0:
             return 1.0
-        return min(max((self.held + 1) / rate, 1.0), LONGEST_RETRY_S)
+        return min(max((self.holding + 1) / rate, 1.0), LONGEST_RETRY_S)
 
     def hedge(self, flight: Flight, now_s: float) -> None:
         """Ask a second engine for a request that has no first byte."""
@@ -321,7 +408,7 @@ class LiveDispatcher:
             return
         flight.hedged = True
         self.hedges += 1
-        self._join(flight, engine)
+        self._join(flight, engine, now_s)
         self.relay.hedge(exchange, engine.index)
 
     def hedge_all(self, engine: Engine, now_s: float) -> None:
@@ -359,8 +446,10 @@ class LiveDispatcher:
         affinity = self._affinity(lane, exchange)
         return lane.choose(flight.request, exchange.model, affinity, flight.excluded, now_s)
 
-    def _join(self, flight: Flight, engine: Engine) -> None:
+    def _join(self, flight: Flight, engine: Engine, now_s: float) -> None:
         flight.engines.append(engine)
+        if not engine.prefilling:
+            engine.asked_s = now_s
         engine.prefilling += 1
         self.fleet.charge(engine, 1, flight.tokens)
 
@@ -375,16 +464,17 @@ class LiveDispatcher:
         """Hold a request that no engine can take now; return whether it may hope."""
         lane = self.fleet.groups[flight.group].entry
         untried = [e for e in lane.engines if e.usable and e.index not in flight.excluded]
-        if lane.healthy and not untried:
-            if reason != "busy":
-                return False
+        if not untried:
+            if lane.healthy:
+                if reason != "busy":
+                    return False
+                self.wake(now_s + BUSY_PAUSE_S)
             flight.excluded.clear()
-            self.wake(now_s + BUSY_PAUSE_S)
         self.admissions[flight.group].again(flight, now_s)
         return True
 
     def _look(self, now_s: float) -> None:
-        if self.held:
+        if self.holding:
             for admission in self.admissions:
                 admission.look(now_s)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gpusched.engines.state import EngineState
-from gpusched.policies.draws import random_u64
 from gpusched.policies.routing.live import LiveRouter
 from gpusched.policies.views import Request
 
@@ -20,6 +19,7 @@ SLOW_START_S = 10.0
 LEAST_SHARE = 0.125
 """An engine that comes back is a candidate of this share of the decisions at first, of all after
 ``SLOW_START_S``."""
+GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 _SMOOTHING = 0.02
 
 
@@ -70,6 +70,8 @@ class Engine:
     next_probe_s: float = math.inf
     last_sign_s: float = -math.inf
     """Last first byte or end of an answer."""
+    asked_s: float = -math.inf
+    """When it was sent the first of the requests that have no first byte, or one before it."""
     state: EngineState | None = None
     state_s: float = -math.inf
     """When it last reported."""
@@ -160,7 +162,8 @@ class Lane:
         if share >= 1.0:
             self.doubtful.discard(position)
             return False
-        draw = int(random_u64.py_func(self.router.seed + position, self.router.turn)) / 2.0**64  # type: ignore[attr-defined]
+        # Multiples of the golden ratio spread evenly over a unit's length.
+        draw = (self.router.turn * GOLDEN) % 1.0
         return draw >= share
 
 
@@ -228,6 +231,13 @@ class Fleet:
         """Go by our own counts alone: the engine's have not come for long."""
         if engine.others:
             self._set_others(engine, 0)
+
+    def limit(self, engine: Engine, running_seats: int) -> None:
+        """Send an engine so many requests to run, and as many to wait, at most."""
+        engine.running_seats = running_seats
+        engine.seats = 2 * running_seats
+        if engine.lane is not None:
+            self._note_full(engine, engine.lane)
 
     def told_models(self, engine: Engine, models: Sequence[str], context_tokens: int | None) -> None:
         """Take in the names an engine answers to."""

@@ -21,10 +21,14 @@ class Health:
 
     def __init__(self, fleet: Fleet, eject_after: int, readmit_after_s: float) -> None:
         self.fleet = fleet
-        self.eject_after = eject_after
-        self.readmit_after_s = readmit_after_s
+        self.configure(eject_after, readmit_after_s)
         self.ejections = 0
         self.readmissions = 0
+
+    def configure(self, eject_after: int, readmit_after_s: float) -> None:
+        """Go by other limits."""
+        self.eject_after = eject_after
+        self.readmit_after_s = readmit_after_s
 
     def succeeded(self, engine: Engine, now_s: float) -> None:
         """Take in a first byte or the end of an answer."""

@@ -1,13 +1,11 @@
 """What a request asks for, from its path, headers and body. The body is never altered."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from gpusched.domain.gateway import GatewaySettings
-from gpusched.errors import InputError
 from gpusched.gateway.exchange import CHAT, COMPLETION, OTHER, Exchange, Refusal
 from gpusched.gateway.models import Models
 from gpusched.gateway.prompt_tokens import PromptTokens
@@ -27,33 +25,6 @@ _PER_IMAGE_TOKENS = 576
 """Of a part of a message that is no text."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClassNames:
-    """Where a request's class and priority come from if it does not say."""
-
-    index: Mapping[bytes, int]
-    """Class by name."""
-    of_client: Mapping[str, tuple[int, int]]
-    """Class and priority by the name of the client's key."""
-
-
-def class_names(names: Sequence[str], settings: GatewaySettings) -> ClassNames:
-    """Return the classes of a plan and of the keys.
-
-    Raises:
-        InputError: a key names a class that the plan does not have.
-    """
-    index = {name.encode(): i for i, name in enumerate(names)}
-    of_client = {}
-    for key in settings.keys:
-        if key.slo_class is not None and key.slo_class not in names:
-            raise InputError(
-                f"gateway.keys: {key.name}: no class {key.slo_class!r}; slo has {', '.join(names)}"
-            )
-        of_client[key.name] = (index[key.slo_class.encode()] if key.slo_class else 0, key.priority)
-    return ClassNames(index, of_client)
-
-
 class RequestReading:
     """Reads requests and learns from their answers."""
 
@@ -70,12 +41,8 @@ class RequestReading:
             self.lengths.predict()
 
     def configure(self, settings: GatewaySettings, names: Sequence[str]) -> None:
-        """Go by other classes, keys and headers, after a reload; what was learned stays.
-
-        Raises:
-            InputError: a key names a class that the plan does not have.
-        """
-        self.classes = class_names(names, settings)
+        """Go by other classes and headers, after a reload; what was learned stays."""
+        self._class_of = {name.encode(): i for i, name in enumerate(names)}
         self._class_header = settings.class_header.lower().encode()
         self._priority_header = settings.priority_header.lower().encode()
         self._session_header = settings.session_header.lower().encode()
@@ -119,26 +86,25 @@ class RequestReading:
             self.lengths.observe(output, prompt_tokens=prompt, priority=slo_class)
 
     def _read_headers(self, exchange: Exchange) -> Refusal | None:
-        slo_class, priority = self.classes.of_client.get(exchange.client, (0, 0))
+        """Take class, priority and session from headers; by default they are the key's."""
         told = self._told
         for name, value in exchange.headers:
             if name in told:
                 if name == self._class_header:
-                    found = self.classes.index.get(value)
+                    found = self._class_of.get(value)
                     if found is None:
-                        known = b", ".join(self.classes.index).decode()
+                        known = b", ".join(self._class_of).decode()
                         return Refusal(
                             400, f"{name.decode()}: no class {_shown(value)}; known are {known}"
                         )
-                    slo_class = found
+                    exchange.slo_class = found
                 elif name == self._priority_header:
                     number = _whole_number(value)
                     if number is None:
                         return Refusal(400, f"{name.decode()}: expected a whole number")
-                    priority = number
+                    exchange.priority = number
                 else:
                     exchange.session = value[:256]
-        exchange.slo_class, exchange.priority = slo_class, priority
         return None
 
     def _read_other(self, exchange: Exchange) -> Refusal | None:
