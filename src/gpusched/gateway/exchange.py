@@ -156,8 +156,25 @@ class Relay(Protocol):
         ...
 
 
+class EngineAt(Protocol):
+    """Where an engine is."""
+
+    url: str
+    api_key: bytes | None
+    """Which it asks for."""
+
+
 class Dispatcher(Protocol):
     """Admission and routing. Everything here returns at once."""
+
+    @property
+    def engines(self) -> Sequence[EngineAt]:
+        """All engines by index, those that have left included."""
+        ...
+
+    def body_for(self, exchange: Exchange, engine: int) -> bytes:
+        """Return the body that an engine gets: the exchange's own wherever possible."""
+        ...
 
     def submit(self, exchange: Exchange, now_s: float) -> None:
         """Send, hold or refuse a request through the relay, now or at a later event."""

@@ -1,0 +1,436 @@
+"""Admission and routing of requests over live engines.
+
+Every method returns at once and takes the time as an argument; what happens later comes through
+``call_at``. Each exchange ends in exactly one ``ended``, after it was sent or refused.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gpusched.engines.orca import read_report
+from gpusched.engines.state import EngineState
+from gpusched.gateway.admission import Admission, Desk
+from gpusched.gateway.deadlines import CallAt, Deadlines, Timer
+from gpusched.gateway.exchange import NOWHERE, OTHER, Exchange, Refusal, Relay
+from gpusched.gateway.fleet import Engine, Fleet, Group, Lane
+from gpusched.gateway.flight import Flight
+from gpusched.gateway.health import Health
+from gpusched.gateway.models import Models, renamed
+from gpusched.gateway.prefix_index import PrefixIndex
+from gpusched.policies.routing import choice
+from gpusched.policies.routing.live import WeightedRouter
+from gpusched.policies.views import Request
+
+RATE_WINDOW_S = 10.0
+"""Over which the rate of answers is averaged."""
+LONGEST_RETRY_S = 60.0
+SESSION_SHARE = 0.125
+"""Part of the index's memory that remembers sessions."""
+BUSY_PAUSE_S = 0.5
+"""Before engines that all said they are busy are asked again."""
+FRESH_S = 5.0
+"""Age up to which an engine's last count of running requests completes a load report."""
+
+AdmissionOf = Callable[[Desk, Group], Admission]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the dispatcher needs of a gateway's settings."""
+
+    max_queued: int = 4096
+    max_wait_s: float = 60.0
+    retries: int = 2
+    hedge_after_s: float | None = None
+    prefix_index_bytes: float = 64e6
+
+
+class LiveDispatcher:
+    """Sends, holds or refuses requests; see ``exchange.Dispatcher``."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        models: Models,
+        health: Health,
+        settings: Settings,
+        admission_of: AdmissionOf,
+        call_at: CallAt,
+    ) -> None:
+        self.fleet, self.models, self.health = fleet, models, health
+        self.relay: Relay = _NoRelay()
+        self.call_at = call_at
+        self.flights: dict[Exchange, Flight] = {}
+        self.held = 0
+        self.submitted = 0
+        self.hedges = 0
+        self.retried = 0
+        self.branches: dict[str, int] = {}
+        self._rate = 0.0
+        self._rate_s = -math.inf
+        self._timer: Timer | None = None
+        self._timer_s = math.inf
+        self._adopt(settings)
+        self.prefixes = PrefixIndex((1.0 - SESSION_SHARE) * settings.prefix_index_bytes)
+        self.sessions = PrefixIndex(SESSION_SHARE * settings.prefix_index_bytes)
+        self.admissions: list[Admission] = [admission_of(self, group) for group in fleet.groups]
+        fleet.on_return = self._returned
+
+    def _adopt(self, settings: Settings) -> None:
+        self.settings = settings
+        self._waits = Deadlines(
+            self.call_at, settings.max_wait_s, lambda flight: not flight.held, self.reject
+        )
+        self._hedging = (
+            Deadlines(self.call_at, settings.hedge_after_s, _needs_no_hedge, self.hedge)
+            if settings.hedge_after_s is not None
+            else None
+        )
+
+    @property
+    def engines(self) -> Sequence[Engine]:
+        """All engines by their index, those that are leaving included."""
+        return self.fleet.engines
+
+    # From the wire.
+
+    def submit(self, exchange: Exchange, now_s: float) -> None:
+        """Send, hold or refuse a request, now or at a later event."""
+        number = self.submitted
+        self.submitted = number + 1
+        group = 0
+        if exchange.model:
+            group = self.models.group_of(exchange.model)
+            if group < 0:
+                self.relay.refuse(exchange, _unknown(exchange.model))
+                return
+        prompt, predicted = exchange.prompt_tokens, exchange.predicted_tokens
+        request = Request(exchange.received_s, prompt, 0, predicted, exchange.slo_class)
+        flight = Flight(exchange, group, number, request, prompt + predicted)
+        self.flights[exchange] = flight
+        self.admissions[group].offer(flight, now_s)
+
+    def began(self, exchange: Exchange, engine: int, now_s: float) -> None:
+        """Take in the first byte of an answer, or that a prefill is done."""
+        at = self.fleet.engines[engine]
+        self.health.succeeded(at, now_s)
+        flight = self.flights.get(exchange)
+        if flight is None or at not in flight.engines:
+            return
+        if engine == exchange.prefill_engine:
+            self._leave(flight, at, now_s)
+            self._look(now_s)
+            return
+        if flight.silent:
+            flight.silent = False
+            for other in flight.engines:
+                other.prefilling -= 1
+        exchange.engine = engine
+        self.admissions[flight.group].began(flight, at, now_s)
+
+    def ended(self, exchange: Exchange, now_s: float) -> None:
+        """Take in that an exchange is over, however."""
+        flight = self.flights.pop(exchange, None)
+        if flight is None:
+            return
+        flight.over = True
+        if flight.held:
+            flight.held = False
+            self.held -= 1
+            self.admissions[flight.group].drop(flight)
+            return
+        if exchange.outcome == "ok" and exchange.engine >= 0:
+            engine = self.fleet.engines[exchange.engine]
+            self.health.succeeded(engine, now_s)
+            lane = engine.lane
+            if lane is not None and isinstance(lane.router, WeightedRouter):
+                lane.router.decode(engine.position, exchange.output_tokens)
+        for engine in tuple(flight.engines):
+            self._leave(flight, engine, now_s)
+        self._count_end(now_s)
+        self._look(now_s)
+
+    def failed(self, exchange: Exchange, engine: int, now_s: float, reason: str) -> bool:
+        """Take in that an engine failed a request before its first byte; return whether another
+        one has been or will be asked."""
+        flight = self.flights.get(exchange)
+        at = self.fleet.engines[engine]
+        apart = exchange.prefill_engine != NOWHERE
+        if self.health.failed(at, now_s, reason, not exchange.tried):
+            self.prefixes.forget(engine)
+            self.sessions.forget(engine)
+            if reason == "timeout":
+                self.hedge_all(at, now_s)
+        if flight is None or at not in flight.engines:
+            return False
+        exchange.tried.append(engine)
+        flight.excluded.append(engine)
+        if apart:
+            for other in tuple(flight.engines):
+                self._leave(flight, other, now_s)
+        else:
+            self._leave(flight, at, now_s)
+            if flight.engines:
+                return True
+        if len(exchange.tried) > self.settings.retries:
+            return False
+        self.retried += 1
+        flight.hedged = False
+        flight.silent = True
+        if self.place(flight, now_s):
+            return True
+        if reason == "closed" and at.usable and not apart and not at.full:
+            return self.send(flight, at, now_s, "retry")
+        return self._wait_again(flight, reason, now_s)
+
+    def left(self, exchange: Exchange, engine: int, now_s: float) -> None:
+        """Take in that the slower engine of a hedged pair has been cancelled."""
+        flight = self.flights.get(exchange)
+        at = self.fleet.engines[engine]
+        if flight is not None and at in flight.engines:
+            self._leave(flight, at, now_s)
+            self._look(now_s)
+
+    def load_report(self, engine: int, header: bytes, now_s: float) -> None:
+        """Take in an ORCA load report of an answer's headers."""
+        report = read_report(header)
+        if report is None:
+            return
+        at = self.fleet.engines[engine]
+        last = at.state
+        state = EngineState() if last is None else last
+        if report.running is None and last is not None and now_s - at.state_s > FRESH_S:
+            state.running = None
+        for name in ("running", "waiting", "kv_usage"):
+            value = getattr(report, name)
+            if value is not None:
+                setattr(state, name, value)
+        # The report was written before this answer's request was counted out.
+        if state.running is None:
+            at.state, at.state_s = state, now_s
+        else:
+            self.fleet.report(at, state, now_s)
+
+    def body_for(self, exchange: Exchange, engine: int) -> bytes:
+        """Return the body to send to an engine: the client's, unless it names the model by an alias
+        of this gateway's."""
+        return renamed(exchange.body, self.fleet.engines[engine], exchange.model)
+
+    def models_document(self) -> bytes:
+        """Return the answer to ``GET /v1/models``."""
+        return self.models.document()
+
+    # For admissions: see ``admission.Desk``.
+
+    def place(self, flight: Flight, now_s: float) -> bool:
+        """Route a request and send it; return whether an engine could take it."""
+        group = self.fleet.groups[flight.group]
+        exchange = flight.exchange
+        lane = group.entry
+        affinity = self._affinity(lane, exchange)
+        engine = lane.choose(flight.request, exchange.model, affinity, flight.excluded, now_s)
+        if engine is None:
+            return False
+        return self.send(flight, engine, now_s, _branch(lane, engine, affinity, exchange))
+
+    def send(self, flight: Flight, engine: Engine, now_s: float, branch: str) -> bool:
+        """Send a request to an engine, on to a decode engine if it only computes prompts; return
+        whether there is one."""
+        exchange = flight.exchange
+        prefill = NOWHERE
+        first = engine
+        if engine.role == "prefill" and exchange.kind != OTHER:
+            decode = self._decode_engine(flight, now_s)
+            if decode is None:
+                return False
+            prefill, engine = engine.index, decode
+        if flight.held:
+            flight.held = False
+            self.held -= 1
+        exchange.engine, exchange.prefill_engine = engine.index, prefill
+        exchange.branch, exchange.sent_s = branch, now_s
+        self.branches[branch] = self.branches.get(branch, 0) + 1
+        self._join(flight, engine)
+        if first is not engine:
+            self._join(flight, first)
+        self._remember(first, exchange)
+        self.admissions[flight.group].sent(flight, first, now_s)
+        if self._hedging is not None and prefill == NOWHERE:
+            self._hedging.add(flight, now_s)
+        self.relay.send(exchange, engine.index, prefill)
+        return True
+
+    def hold(self, flight: Flight, now_s: float) -> bool:
+        """Count a request as held; False if there is no room, and the request is refused."""
+        if self.held >= self.settings.max_queued:
+            self.reject(flight, now_s)
+            return False
+        self.held += 1
+        flight.held = True
+        self._waits.add(flight, now_s)
+        return True
+
+    def reject(self, flight: Flight, now_s: float) -> None:
+        """Refuse a request for now, with a guess when to come again."""
+        healthy = self.fleet.groups[flight.group].entry.healthy
+        if flight.held:
+            flight.held = False
+            self.held -= 1
+            self.admissions[flight.group].drop(flight)
+        flight.over = True
+        self.flights.pop(flight.exchange, None)
+        if healthy:
+            refusal = Refusal(
+                429, "all engines are busy; try again later", "overloaded_error",
+                code="overloaded", retry_after_s=self.retry_after_s(now_s),
+            )  # fmt: skip
+        else:
+            refusal = Refusal(
+                503, "no engine can be reached; try again later", "overloaded_error",
+                code="no_engine", retry_after_s=self.health.readmit_after_s,
+            )  # fmt: skip
+        self.relay.refuse(flight.exchange, refusal)
+
+    def wake(self, when_s: float) -> None:
+        """Have the admissions look at a time, sooner than any earlier wish."""
+        if when_s < self._timer_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_s = when_s
+            self._timer = self.call_at(when_s, self._wakened, when_s)
+
+    def retry_after_s(self, now_s: float) -> float:
+        """Return the seconds until the requests held now are served, at the present rate."""
+        rate = self._decayed_rate(now_s) / RATE_WINDOW_S
+        if rate <= 0.0:
+            return 1.0
+        return min(max((self.held + 1) / rate, 1.0), LONGEST_RETRY_S)
+
+    def hedge(self, flight: Flight, now_s: float) -> None:
+        """Ask a second engine for a request that has no first byte."""
+        exchange = flight.exchange
+        if _needs_no_hedge(flight) or exchange.prefill_engine != NOWHERE:
+            return
+        lane = self.fleet.groups[flight.group].entry
+        asked = [*flight.excluded, *(engine.index for engine in flight.engines)]
+        engine = lane.choose(flight.request, exchange.model, NOWHERE, asked, now_s)
+        if engine is None:
+            return
+        flight.hedged = True
+        self.hedges += 1
+        self._join(flight, engine)
+        self.relay.hedge(exchange, engine.index)
+
+    def hedge_all(self, engine: Engine, now_s: float) -> None:
+        """Ask other engines for all that one has not begun to answer."""
+        for flight in [f for f in self.flights.values() if engine in f.engines]:
+            self.hedge(flight, now_s)
+
+    # Its own.
+
+    def _affinity(self, lane: Lane, exchange: Exchange) -> int:
+        kind = lane.router.policy.kind
+        if kind == choice.SESSION_AFFINITY:
+            session = exchange.session
+            return self.sessions.favourite((hash(session),)) if session else NOWHERE
+        if kind in (choice.PREFIX_AFFINITY, choice.CUSTOM) and exchange.prefix:
+            return self.prefixes.favourite(exchange.prefix)
+        return NOWHERE
+
+    def _remember(self, engine: Engine, exchange: Exchange) -> None:
+        lane = engine.lane
+        if lane is None:
+            return
+        kind = lane.router.policy.kind
+        if kind == choice.SESSION_AFFINITY:
+            if exchange.session:
+                self.sessions.remember((hash(exchange.session),), engine.index)
+        elif kind in (choice.PREFIX_AFFINITY, choice.CUSTOM) and exchange.prefix:
+            self.prefixes.remember(exchange.prefix, engine.index)
+
+    def _decode_engine(self, flight: Flight, now_s: float) -> Engine | None:
+        lane = self.fleet.groups[flight.group].decode
+        if lane is None:
+            return None
+        exchange = flight.exchange
+        affinity = self._affinity(lane, exchange)
+        return lane.choose(flight.request, exchange.model, affinity, flight.excluded, now_s)
+
+    def _join(self, flight: Flight, engine: Engine) -> None:
+        flight.engines.append(engine)
+        engine.prefilling += 1
+        self.fleet.charge(engine, 1, flight.tokens)
+
+    def _leave(self, flight: Flight, engine: Engine, now_s: float) -> None:
+        flight.engines.remove(engine)
+        if flight.silent:
+            engine.prefilling -= 1
+        self.fleet.charge(engine, -1, -flight.tokens)
+        self.admissions[flight.group].left(flight, engine, now_s)
+
+    def _wait_again(self, flight: Flight, reason: str, now_s: float) -> bool:
+        """Hold a request that no engine can take now; return whether it may hope."""
+        lane = self.fleet.groups[flight.group].entry
+        untried = [e for e in lane.engines if e.usable and e.index not in flight.excluded]
+        if lane.healthy and not untried:
+            if reason != "busy":
+                return False
+            flight.excluded.clear()
+            self.wake(now_s + BUSY_PAUSE_S)
+        self.admissions[flight.group].again(flight, now_s)
+        return True
+
+    def _look(self, now_s: float) -> None:
+        if self.held:
+            for admission in self.admissions:
+                admission.look(now_s)
+
+    def _wakened(self, now_s: float) -> None:
+        self._timer, self._timer_s = None, math.inf
+        for admission in self.admissions:
+            admission.look(now_s)
+
+    def _returned(self, engine: Engine, now_s: float) -> None:
+        self._look(now_s)
+
+    def _decayed_rate(self, now_s: float) -> float:
+        if self._rate_s == -math.inf:
+            return 0.0
+        return self._rate * math.exp(min(self._rate_s - now_s, 0.0) / RATE_WINDOW_S)
+
+    def _count_end(self, now_s: float) -> None:
+        self._rate = self._decayed_rate(now_s) + 1.0
+        self._rate_s = now_s
+
+
+def _branch(lane: Lane, engine: Engine, affinity: int, exchange: Exchange) -> str:
+    if exchange.tried:
+        return "retry"
+    if len(lane.engines) == 1:
+        return "only"
+    policy = lane.router.policy
+    if policy.kind in (choice.PREFIX_AFFINITY, choice.SESSION_AFFINITY):
+        return "affinity" if engine.index == affinity else "least-tokens"
+    return policy.name
+
+
+def _needs_no_hedge(flight: Flight) -> bool:
+    return flight.over or flight.held or flight.hedged or not flight.silent
+
+
+def _unknown(model: str) -> Refusal:
+    return Refusal(404, f"the model {model!r} does not exist here", code="model_not_found", param="model")
+
+
+class _NoRelay:
+    """Until the wire has set its own."""
+
+    def send(self, exchange: Exchange, engine: int, prefill: int = NOWHERE) -> None:
+        raise RuntimeError("the dispatcher has no relay")
+
+    def hedge(self, exchange: Exchange, engine: int) -> None:
+        raise RuntimeError("the dispatcher has no relay")
+
+    def refuse(self, exchange: Exchange, refusal: Refusal) -> None:
+        raise RuntimeError("the dispatcher has no relay")
