@@ -40,9 +40,9 @@ class Recorder:
         fleet: Fleet,
         access: Settling | None = None,
         *,
-        block_tokens: int = 16,
+        block_tokens: int = 64,
     ) -> None:
-        """``block_tokens`` is the length of the blocks of ``Exchange.prefix``.
+        """``block_tokens`` is the length of the blocks of ``Exchange.prefix``, about.
 
         Raises:
             InputError: a log cannot be written, or a library is missing.
@@ -232,8 +232,7 @@ class Recorder:
     def _write(self, exchange: Exchange, latency: Any, met: bool | None) -> None:
         row = self._lines.row(exchange, latency, met)
         if self._request_log is not None and exchange.engine != NOWHERE:
-            prefix = exchange.prefix
-            self._request_log.write(self._lines.with_prefix(row, prefix) if prefix else row)
+            self._request_log.write(self._lines.with_prefix(row, exchange))
         if self._log is None:
             return
         level = level_of(exchange)

@@ -12,7 +12,6 @@ from gpusched.gateway.exchange import CHAT, NOWHERE, Exchange
 from gpusched.gateway.latency import Latency
 
 MAX_SESSIONS = 100_000
-INT64 = (1 << 63) - 1
 
 LEVELS = {"info": 0, "warning": 1, "error": 2, "off": 3}
 
@@ -98,13 +97,14 @@ class Lines:
             fields["round"], fields["think_s"] = number, think_s
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
-    def with_prefix(self, row: bytes, prefix: tuple[int, ...]) -> bytes:
-        """Return a row with the hashes of the prompt's leading blocks."""
-        try:
-            blocks = orjson.dumps(prefix)
-        except TypeError:
-            blocks = orjson.dumps([block & INT64 for block in prefix])
-        return b'%b,"block_ids":%b,"block_tokens":%d}\n' % (row[:-2], blocks, self._block_tokens)
+    def with_prefix(self, row: bytes, exchange: Exchange) -> bytes:
+        """Return a row with the hashes of those leading blocks that lie within the prompt."""
+        prefix = exchange.prefix[: exchange.prompt_tokens // self._block_tokens]
+        if not prefix:
+            return row
+        return b'%b,"block_ids":%b,"block_tokens":%d}\n' % (
+            row[:-2], orjson.dumps(prefix), self._block_tokens,
+        )  # fmt: skip
 
     def message(self, exchange: Exchange, row: bytes, level: str, *, prompts: bool) -> bytes:
         """Return a row as a line of the log."""
