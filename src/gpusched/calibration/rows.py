@@ -79,7 +79,9 @@ def timeline(batch: tuple[Answer, ...]) -> Timeline | None:
         contexts[i] = answer.prompt_tokens + at
     end_s = np.nanmedian(ends, axis=0) if len(batch) > 1 else ends[0]
     keep = slice(WARM, None)
-    return Timeline(end_s[keep], contexts.sum(axis=0)[keep].astype(np.float64), contexts.max(axis=0)[keep])
+    return Timeline(
+        end_s[keep], contexts.sum(axis=0)[keep].astype(np.float64), contexts.max(axis=0)[keep]
+    )
 
 
 def chunks(prompt_tokens: int, room: int) -> list[tuple[int, int]]:

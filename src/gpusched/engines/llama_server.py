@@ -27,7 +27,9 @@ def llama_command(
         raise InputError("llama.cpp is not installed: pip install 'gpusched[engines]' (xllamacpp)")
     file = model or tiny_model().gguf
     if file is None:
-        raise InputError("the tiny model in llama.cpp's format needs: pip install 'gpusched[engines]'")
+        raise InputError(
+            "the tiny model in llama.cpp's format needs: pip install 'gpusched[engines]'"
+        )
     return [
         sys.executable, llama_child.__file__, str(file), served_model_name, str(port), str(slots),
         str(context_tokens), str(threads),

@@ -155,7 +155,10 @@ def random_weights(seed: int = 0) -> Weights:
     """Return weights under their names in a Llama checkpoint, variances kept from layer to layer."""
     c = CONFIG
     width, inner, vocabulary = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
-    queries, keys = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
+    queries, keys = (
+        c["num_attention_heads"] * c["head_dim"],
+        c["num_key_value_heads"] * c["head_dim"],
+    )
     rng = np.random.default_rng((seed, 0x71A7))
 
     def normal(rows: int, columns: int, scale: float = 1.0) -> NDArray[np.float32]:
