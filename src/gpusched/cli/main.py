@@ -10,6 +10,7 @@ from gpusched.cli import (
     catalog,
     compare,
     demo,
+    engine,
     place,
     plan,
     reproduce,
@@ -35,6 +36,7 @@ app.command("compare")(compare.compare)
 app.command("calibrate-vote")(calibrate_vote.calibrate_vote)
 app.command("reproduce")(reproduce.reproduce)
 app.command("scale")(scale.scale)
+app.add_typer(engine.app, name="engine")
 app.add_typer(place.app, name="place")
 app.add_typer(trace.app, name="trace")
 app.add_typer(catalog.app, name="catalog")

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -95,10 +96,8 @@ class EngineServer:
         """End the server and what it started."""
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                pass
         self._kill_group()
         self.process.wait()
         atexit.unregister(self.stop)
@@ -111,10 +110,8 @@ class EngineServer:
 
     def _kill_group(self) -> None:
         """The session is the server's own: whoever is in it, it has started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def _failure(self, what: str) -> EngineStartError:
         lines = self.tail(5000).splitlines()

@@ -162,8 +162,8 @@ def random_weights(seed: int = 0) -> Weights:
     rng = np.random.default_rng((seed, 0x71A7))
 
     def normal(rows: int, columns: int, scale: float = 1.0) -> NDArray[np.float32]:
-        drawn = rng.standard_normal((rows, columns)) * scale / np.sqrt(columns)
-        return drawn.astype(np.float32)
+        deviation = scale / np.sqrt(columns)
+        return rng.normal(0.0, deviation, (rows, columns)).astype(np.float32)
 
     ones = np.ones(width, np.float32)
     weights = {"model.embed_tokens.weight": normal(vocabulary, width, 16.0)}

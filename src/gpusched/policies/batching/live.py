@@ -95,6 +95,22 @@ class LiveQueue:
     def __len__(self) -> int:
         return len(self.waiting)
 
+    def warm_up(self) -> None:
+        """Have compiled what decisions call, so that the first request does not wait for it; the queue
+        must be empty."""
+        engine = Engine(0.0, 0, 2, self.limit_tokens, self.limit_tokens)
+        keys = [object(), object()]
+        for key in keys:
+            self.add(key, Request(0.0, 1, 0, 2, 0), engine)
+        for key in self.candidates(engine, 0, 4):
+            self.start(key)
+            self.prefilled(key, 1)
+        for key in keys:
+            if key in self.running:
+                self.finish(key)
+            else:
+                self.cancel(key)
+
     def add(self, key: Hashable, request: Request, engine: Engine, *, front: bool = False) -> None:
         """Queue a request; ``front`` puts a preempted one before those of equal standing."""
         number = self._numbers.setdefault(key, self._next_number)
@@ -211,6 +227,12 @@ class LiveQueue:
         produced = 0 if self.policy.restart else request.produced_tokens
         again = request._replace(predicted_tokens=predicted, produced_tokens=produced)
         self.add(key, again, engine, front=True)
+
+    def standing(self, key: Hashable) -> tuple[float, int]:
+        """Return where a running request stands; who comes last is preempted first where a discipline
+        evicts by rank."""
+        entry = self.running[key]
+        return entry.rank, entry.number
 
     def release_s(self, now_s: float) -> float:
         """Return when the next held request may start though its group has not filled; infinite if
