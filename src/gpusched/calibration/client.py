@@ -58,7 +58,7 @@ FALLBACKS = (
 )
 
 
-class Refused(InputError):
+class RefusedError(InputError):
     """The engine does not serve a request."""
 
     def __init__(self, status: int, text: str, url: str) -> None:
@@ -144,12 +144,12 @@ class HttpEngine:
         Raises:
             InputError: it serves none of them.
         """
-        problem: Refused | None = None
+        problem: RefusedError | None = None
         for habits in FALLBACKS:
             self.habits = habits
             try:
                 found = self.call(self.answer(8, 4))
-            except Refused as error:
+            except RefusedError as error:
                 if error.status not in (400, 422, 500, 501):
                     raise
                 problem = problem or error
@@ -199,7 +199,7 @@ class HttpEngine:
             self.url + "/v1/completions", data=data, headers={"Content-Type": "application/json"}
         ) as answer:
             if answer.status != 200:
-                raise Refused(answer.status, await answer.text(errors="replace"), self.url)
+                raise RefusedError(answer.status, await answer.text(errors="replace"), self.url)
             kind = answer.headers.get("Content-Type", "")
             if "text/event-stream" not in kind:
                 raise InputError(
@@ -259,7 +259,10 @@ class HttpEngine:
             task.add_done_callback(lambda _: moved.set())
         probes: list[Answer] = []
         try:
-            for tokens in stage.probes:
+            if stage.together:
+                await reached(RESERVE // 2)
+                probes += await asyncio.gather(*(self.answer(t, 1) for t in stage.probes))
+            for tokens in () if stage.together else stage.probes:
                 if stage.batch:
                     await reached(counts[0])
                     before_s, start = time.perf_counter(), counts[0]

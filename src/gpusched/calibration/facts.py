@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from gpusched.calibration.client import HttpEngine, Refused
+from gpusched.calibration.client import HttpEngine, RefusedError
 from gpusched.engines.dialects import detect, read_metrics
 from gpusched.errors import InputError, unknown_name
 
@@ -35,7 +35,7 @@ def find_facts(engine: HttpEngine, model: str | None = None) -> Facts:
     """
     status, text = engine.get("/v1/models")
     if status != 200:
-        raise Refused(status, text, engine.url)
+        raise RefusedError(status, text, engine.url)
     try:
         data = json.loads(text)["data"]
         models = {str(entry["id"]): entry for entry in data}

@@ -20,6 +20,8 @@ class Stage:
     output_tokens: int
     probes: tuple[int, ...] = ()
     """Prompt tokens of requests for one token each, sent one after the other."""
+    together: bool = False
+    """Probes are sent all at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Record:
 
 
 class Runner(Protocol):
-    """What carries a stage out: an engine behind HTTP, or a computed one."""
+    """What carries stages out: an engine behind HTTP, or a computed one."""
 
     def run(self, stage: Stage) -> Record:
         """Return the answers to a stage."""
