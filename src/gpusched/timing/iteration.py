@@ -166,8 +166,12 @@ class TimingModel:
     def decode_tokens_s(self, batch: Floats) -> Floats:
         """Return a decode-only iteration at zero context; batches are padded to graph sizes."""
         b = np.asarray(batch, np.float64)
-        whole = self.tokens_s(graph_size(b)) + self.logits_s(b) + self.decode_fixed_s
+        whole = self.tokens_s(self.padded(b)) + self.logits_s(b) + self.decode_fixed_s
         return np.where(b > 0, whole, 0.0)
+
+    def padded(self, batch: Floats) -> Floats:
+        """Return the batch size that a decode-only iteration computes: the next captured graph's."""
+        return graph_size(batch)
 
     def at_imbalance(self, ratio: float) -> "TimingModel":
         """Return the engine with a measured or planned imbalance of experts in place of the fitted
@@ -389,7 +393,7 @@ def timing_model(
 
     ``level`` 1 uses data-sheet rates with default efficiencies, 2 (default) the efficiencies fitted
     to end-to-end measurements where there are any; ``file`` overrides them with one's own. Level 0
-    is ``affine()`` of either.
+    is ``affine()`` of either. See ``measured`` for files that hold a whole engine's times.
 
     Raises:
         InputError: ``file`` cannot be used.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpusched.timing.iteration import TimingModel, graph_size
+from gpusched.timing.iteration import TimingModel
 from gpusched.timing.operators import Floats
 
 ROUNDS = 16
@@ -16,7 +16,8 @@ def decode_step_s(timing: TimingModel, batch: Floats, context: Floats) -> Floats
     low, high = np.floor(batch), np.ceil(batch)
     share = batch - low
     whole = (
-        timing.tokens_s(graph_size(low)) * (1 - share) + timing.tokens_s(graph_size(high)) * share
+        timing.tokens_s(timing.padded(low)) * (1 - share)
+        + timing.tokens_s(timing.padded(high)) * share
     )
     return whole + timing.logits_s(batch) + timing.decode_fixed_s + batch * attention_s
 
