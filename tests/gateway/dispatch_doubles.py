@@ -139,7 +139,9 @@ def plan_of(
     first: int = 0,
     **fields: Any,
 ) -> Plan:
-    endpoints: list[Any] = [{"url": f"http://127.0.0.1:{22000 + first + i}"} for i in range(engines)]
+    endpoints: list[Any] = [
+        {"url": f"http://127.0.0.1:{22000 + first + i}"} for i in range(engines)
+    ]
     for address, weight in zip(endpoints, weights or [], strict=False):
         address["weight"] = weight
     single = {

@@ -11,10 +11,11 @@ from time import perf_counter
 from typing import Self
 
 from gpusched.domain.gateway import GatewaySettings
-
 from gpusched.engines.orca import read_report
 from gpusched.engines.state import EngineState
 from gpusched.gateway.admission import Admission, Desk
+from gpusched.gateway.affinity import Affinities
+from gpusched.gateway.answer_rate import AnswerRate
 from gpusched.gateway.deadlines import CallAt, Deadlines, Timer
 from gpusched.gateway.exchange import (
     NOWHERE,
@@ -28,16 +29,10 @@ from gpusched.gateway.fleet import Engine, Fleet, Group, Lane
 from gpusched.gateway.flight import Flight
 from gpusched.gateway.health import Health
 from gpusched.gateway.models import Models, renamed
-from gpusched.gateway.prefix_index import PrefixIndex
 from gpusched.policies.routing import choice
 from gpusched.policies.routing.live import WeightedRouter
 from gpusched.policies.views import Request
 
-RATE_WINDOW_S = 10.0
-"""Over which the rate of answers is averaged."""
-LONGEST_RETRY_S = 60.0
-SESSION_SHARE = 0.125
-"""Part of the index's memory that remembers sessions."""
 BUSY_PAUSE_S = 0.5
 """Before engines that all said they are busy are asked again."""
 FRESH_S = 5.0
@@ -88,15 +83,19 @@ class LiveDispatcher:
         self.hedges = 0
         self.retried = 0
         self.branches: dict[str, int] = {}
-        self._rate = 0.0
-        self._rate_s = -math.inf
+        self.rate = AnswerRate()
         self._timer: Timer | None = None
         self._timer_s = math.inf
         self._adopt(settings)
-        self.prefixes = PrefixIndex((1.0 - SESSION_SHARE) * settings.prefix_index_bytes)
-        self.sessions = PrefixIndex(SESSION_SHARE * settings.prefix_index_bytes)
-        self.admissions: list[Admission] = [admission_of(self, group) for group in fleet.groups]
+        self.affinities = Affinities(settings.prefix_index_bytes)
+        self._set_admissions(admission_of)
         fleet.on_return = self._returned
+
+    def _set_admissions(self, admission_of: AdmissionOf) -> None:
+        self.admissions: list[Admission] = [
+            admission_of(self, group) for group in self.fleet.groups
+        ]
+        self._keeps_prefixes = any(admission.uses_prefixes for admission in self.admissions)
 
     def _adopt(self, settings: Settings) -> None:
         self.settings = settings
@@ -144,6 +143,7 @@ class LiveDispatcher:
         if flight is None or at not in flight.engines:
             return
         if engine == exchange.prefill_engine:
+            self.admissions[flight.group].began(flight, at, now_s)
             self._leave(flight, at, now_s)
             self._look(now_s)
             return
@@ -167,13 +167,17 @@ class LiveDispatcher:
             return
         if exchange.outcome == "ok" and exchange.engine >= 0:
             engine = self.fleet.engines[exchange.engine]
-            self.health.succeeded(engine, now_s)
+            self.health.answered(engine, now_s)
             lane = engine.lane
             if lane is not None and isinstance(lane.router, WeightedRouter):
                 lane.router.decode(engine.position, exchange.output_tokens)
+        elif exchange.outcome == "failed" and not flight.silent:
+            for engine in flight.engines:
+                if self.health.cut(engine, now_s):
+                    self.affinities.forget(engine.index)
         for engine in tuple(flight.engines):
             self._leave(flight, engine, now_s)
-        self._count_end(now_s)
+        self.rate.count(now_s)
         self._look(now_s)
 
     def failed(self, exchange: Exchange, engine: int, now_s: float, reason: str) -> bool:
@@ -183,8 +187,7 @@ class LiveDispatcher:
         at = self.fleet.engines[engine]
         apart = exchange.prefill_engine != NOWHERE
         if self.health.failed(at, now_s, reason, not exchange.tried):
-            self.prefixes.forget(engine)
-            self.sessions.forget(engine)
+            self.affinities.forget(engine)
             if reason == "timeout":
                 self.hedge_all(at, now_s)
         if flight is None or at not in flight.engines:
@@ -269,20 +272,22 @@ class LiveDispatcher:
     ) -> None:
         """Go by other lanes: engines that stay keep their counters, requests that are held are
         offered anew, those under way go on."""
-        waiting = [flight for admission in self.admissions for flight in admission.waiting()]
-        for flight in waiting:
-            flight.held = False
+        waiting = []
+        for admission in self.admissions:
+            for flight in admission.waiting():
+                flight.held = False
+                admission.drop(flight)
+                waiting.append(flight)
         self.holding -= len(waiting)
         kept = {id(engine) for group in groups for lane in group.lanes for engine in lane.engines}
         for engine in self.fleet.engines:
             if id(engine) not in kept and engine.lane is not None:
                 engine.lane = None
-                self.prefixes.forget(engine.index)
-                self.sessions.forget(engine.index)
+                self.affinities.forget(engine.index)
         self.fleet.groups = groups
         self.models.learn(groups)
         self._adopt(settings)
-        self.admissions = [admission_of(self, group) for group in groups]
+        self._set_admissions(admission_of)
         for flight in tuple(self.flights.values()):
             flight.group = max(self.models.group_of(flight.exchange.model), 0)
         for flight in waiting:
@@ -317,7 +322,7 @@ class LiveDispatcher:
         group = self.fleet.groups[flight.group]
         exchange = flight.exchange
         lane = group.entry
-        affinity = self._affinity(lane, exchange)
+        affinity = self.affinities.of(lane.router.policy.kind, exchange)
         engine = lane.choose(flight.request, exchange.model, affinity, flight.excluded, now_s)
         if engine is None:
             return False
@@ -343,7 +348,9 @@ class LiveDispatcher:
         self._join(flight, engine, now_s)
         if first is not engine:
             self._join(flight, first, now_s)
-        self._remember(first, exchange)
+        if first.lane is not None:
+            kind = first.lane.router.policy.kind
+            self.affinities.remember(kind, exchange, first.index, prefixes=self._keeps_prefixes)
         self.admissions[flight.group].sent(flight, first, now_s)
         if self._hedging is not None and prefill == NOWHERE:
             self._hedging.add(flight, now_s)
@@ -381,6 +388,11 @@ class LiveDispatcher:
             )  # fmt: skip
         self.relay.refuse(flight.exchange, refusal)
 
+    def cached(self, flight: Flight) -> tuple[Engine | None, int]:
+        """Return the engine that holds most of a prompt's prefix, and about how many tokens."""
+        engine, tokens = self.affinities.cached(flight.exchange)
+        return (self.fleet.engines[engine] if engine >= 0 else None), tokens
+
     def wake(self, when_s: float) -> None:
         """Have the admissions look at a time, sooner than any earlier wish."""
         if when_s < self._timer_s:
@@ -391,10 +403,7 @@ class LiveDispatcher:
 
     def retry_after_s(self, now_s: float) -> float:
         """Return the seconds until the requests held now are served, at the present rate."""
-        rate = self._decayed_rate(now_s) / RATE_WINDOW_S
-        if rate <= 0.0:
-            return 1.0
-        return min(max((self.holding + 1) / rate, 1.0), LONGEST_RETRY_S)
+        return self.rate.wait_s(self.holding, now_s)
 
     def hedge(self, flight: Flight, now_s: float) -> None:
         """Ask a second engine for a request that has no first byte."""
@@ -418,32 +427,12 @@ class LiveDispatcher:
 
     # Its own.
 
-    def _affinity(self, lane: Lane, exchange: Exchange) -> int:
-        kind = lane.router.policy.kind
-        if kind == choice.SESSION_AFFINITY:
-            session = exchange.session
-            return self.sessions.favourite((hash(session),)) if session else NOWHERE
-        if kind in (choice.PREFIX_AFFINITY, choice.CUSTOM) and exchange.prefix:
-            return self.prefixes.favourite(exchange.prefix)
-        return NOWHERE
-
-    def _remember(self, engine: Engine, exchange: Exchange) -> None:
-        lane = engine.lane
-        if lane is None:
-            return
-        kind = lane.router.policy.kind
-        if kind == choice.SESSION_AFFINITY:
-            if exchange.session:
-                self.sessions.remember((hash(exchange.session),), engine.index)
-        elif kind in (choice.PREFIX_AFFINITY, choice.CUSTOM) and exchange.prefix:
-            self.prefixes.remember(exchange.prefix, engine.index)
-
     def _decode_engine(self, flight: Flight, now_s: float) -> Engine | None:
         lane = self.fleet.groups[flight.group].decode
         if lane is None:
             return None
         exchange = flight.exchange
-        affinity = self._affinity(lane, exchange)
+        affinity = self.affinities.of(lane.router.policy.kind, exchange)
         return lane.choose(flight.request, exchange.model, affinity, flight.excluded, now_s)
 
     def _join(self, flight: Flight, engine: Engine, now_s: float) -> None:
@@ -486,15 +475,6 @@ class LiveDispatcher:
     def _returned(self, engine: Engine, now_s: float) -> None:
         self._look(now_s)
 
-    def _decayed_rate(self, now_s: float) -> float:
-        if self._rate_s == -math.inf:
-            return 0.0
-        return self._rate * math.exp(min(self._rate_s - now_s, 0.0) / RATE_WINDOW_S)
-
-    def _count_end(self, now_s: float) -> None:
-        self._rate = self._decayed_rate(now_s) + 1.0
-        self._rate_s = now_s
-
 
 def _branch(lane: Lane, engine: Engine, affinity: int, exchange: Exchange) -> str:
     if exchange.tried:
@@ -512,7 +492,9 @@ def _needs_no_hedge(flight: Flight) -> bool:
 
 
 def _unknown(model: str) -> Refusal:
-    return Refusal(404, f"the model {model!r} does not exist here", code="model_not_found", param="model")
+    return Refusal(
+        404, f"the model {model!r} does not exist here", code="model_not_found", param="model"
+    )
 
 
 class _NoRelay:

@@ -64,6 +64,8 @@ class Engine:
     """When it was readmitted."""
     failures: int = 0
     """In a row."""
+    cuts: int = 0
+    """Answers in a row that broke off."""
     ejections: int = 0
     setbacks: int = 0
     """Probes failed since it was ejected."""
@@ -118,7 +120,8 @@ class Lane:
     def note_models(self) -> None:
         """Find which models only some of the engines have."""
         told = [set(engine.models) for engine in self.engines if engine.models is not None]
-        self.partial = set().union(*told) - set.intersection(*told) if told else set()
+        named = {name for names in told for name in names}
+        self.partial = {name for name in named if not all(name in names for names in told)}
 
     def choose(
         self, request: Request, model: str, affinity: int, excluded: Sequence[int], now_s: float
@@ -214,7 +217,9 @@ class Fleet:
             lane.router.charge(engine.position, requests, tokens)
             self._note_full(engine, lane)
 
-    def report(self, engine: Engine, state: EngineState, now_s: float, own: float | None = None) -> None:
+    def report(
+        self, engine: Engine, state: EngineState, now_s: float, own: float | None = None
+    ) -> None:
         """Take in what an engine says.
 
         ``own`` is how many requests of ours it can have known of, by default those outstanding.
@@ -223,7 +228,9 @@ class Fleet:
         engine.state_s = now_s
         requests = state.requests
         if requests is not None:
-            self._set_others(engine, max(round(requests - (engine.requests if own is None else own)), 0))
+            self._set_others(
+                engine, max(round(requests - (engine.requests if own is None else own)), 0)
+            )
         if state.kv_tokens is not None and engine.lane is not None:
             engine.lane.router.kv_tokens[engine.position] = state.kv_tokens
 
@@ -239,7 +246,9 @@ class Fleet:
         if engine.lane is not None:
             self._note_full(engine, engine.lane)
 
-    def told_models(self, engine: Engine, models: Sequence[str], context_tokens: int | None) -> None:
+    def told_models(
+        self, engine: Engine, models: Sequence[str], context_tokens: int | None
+    ) -> None:
         """Take in the names an engine answers to."""
         engine.models = tuple(models)
         engine.context_tokens = context_tokens
@@ -264,4 +273,3 @@ class Fleet:
 
 def _nothing(engine: Engine, now_s: float) -> None:
     pass
-

@@ -28,9 +28,7 @@ _PER_IMAGE_TOKENS = 576
 class RequestReading:
     """Reads requests and learns from their answers."""
 
-    def __init__(
-        self, settings: GatewaySettings, names: Sequence[str], models: Models
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, names: Sequence[str], models: Models) -> None:
         predictor = parse_predictor(settings.length_predictor)
         self._constant = round(predictor.value) if predictor.kind == "constant" else 0
         self.lengths = None if self._constant else LengthHistory(predictor)
