@@ -266,11 +266,11 @@ class Metrics:
             ("outstanding_tokens", "Tokens expected of requests that are not over.",
              [s.outstanding_tokens for s in statuses]),
             ("running_requests", "Requests in its batch, as it reports.",
-             [s.running for s in statuses]),
+             [s.running if s.up else None for s in statuses]),
             ("waiting_requests", "Requests in its queue, as it reports.",
-             [s.waiting for s in statuses]),
+             [s.waiting if s.up else None for s in statuses]),
             ("kv_cache_usage_ratio", "Share of its KV cache in use, as it reports.",
-             [s.kv_usage for s in statuses]),
+             [s.kv_usage if s.up else None for s in statuses]),
         ):  # fmt: skip
             known = [(of, v) for of, v in zip(names, states, strict=True) if v is not None]
             yield from plain(f"gpusched_engine_{name}", "gauge", what, known)

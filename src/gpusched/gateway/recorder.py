@@ -10,7 +10,7 @@ from gpusched import __version__
 from gpusched.domain.plan import Plan
 from gpusched.gateway.exchange import NOWHERE, EngineStatus, Exchange, Fleet
 from gpusched.gateway.history import History
-from gpusched.gateway.latency import latency_of
+from gpusched.gateway.latency import NONE, latency_of
 from gpusched.gateway.line_file import LineFile
 from gpusched.gateway.metrics import Metrics, resident_bytes
 from gpusched.gateway.request_log import LEVELS, Lines, event_line, level_of
@@ -125,7 +125,8 @@ class Recorder:
             exchange.slo_class = 0
         if exchange.charged_tokens and self._access is not None:
             self._access.settle(exchange)
-        latency = latency_of(exchange)
+        # What the gateway answers itself has no latency worth comparing, and its samples have theirs.
+        latency = NONE if exchange.engine == NOWHERE else latency_of(exchange)
         met = self.metrics.ended(exchange, latency)
         self.history.ended(exchange, latency, met)
         fine = exchange.outcome == "ok" and exchange.status < 400
@@ -191,8 +192,10 @@ class Recorder:
                 {
                     "url": status.url, "pool": status.pool, "role": status.role,
                     "up": status.up, "ejected": status.ejected, "ejections": status.ejections,
-                    "outstanding": status.outstanding, "running": status.running,
-                    "waiting": status.waiting, "kv_usage": status.kv_usage,
+                    "outstanding": status.outstanding,
+                    "running": status.running if status.up else None,
+                    "waiting": status.waiting if status.up else None,
+                    "kv_usage": status.kv_usage if status.up else None,
                     "requests": totals[i].requests if i in totals else 0,
                     "failures": totals[i].failures if i in totals else 0,
                 }
