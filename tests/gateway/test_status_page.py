@@ -21,7 +21,9 @@ from gpusched.gateway.recorder import Recorder
 BROWSER = next(
     (b for b in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if b), None
 )
-HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
+HOSTILE = (
+    "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
+)
 
 
 @pytest.fixture(scope="module")

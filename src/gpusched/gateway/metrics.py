@@ -206,18 +206,18 @@ class Metrics:
             "gpusched_requests_total", "counter", "Requests that are over, by outcome.",
             ((of, count.value) for of, count in self.outcomes.items()),
         )  # fmt: skip
-        for name, what, edges, get in (
+        for name, what, edges, field in (
             ("time_to_first_token", "From a streamed request's arrival to its first token.",
-             TTFT_EDGES, lambda r: r.ttft),
+             TTFT_EDGES, "ttft"),
             ("time_per_output_token", "Mean time between a stream's tokens after the first.",
-             TPOT_EDGES, lambda r: r.tpot),
+             TPOT_EDGES, "tpot"),
             ("e2e_request_latency", "From a request's arrival to the end of its answer.",
-             E2E_EDGES, lambda r: r.e2e),
+             E2E_EDGES, "e2e"),
             ("request_queue_time", "From a request's arrival to its sending to an engine.",
-             E2E_EDGES, lambda r: r.queue),
+             E2E_EDGES, "queue"),
         ):  # fmt: skip
             yield from histograms(
-                f"gpusched_{name}_seconds", what, edges, ((of, get(r)) for of, r in rows)
+                f"gpusched_{name}_seconds", what, edges, ((of, getattr(r, field)) for of, r in rows)
             )
         for name, what in (
             ("prompt", "Prompt tokens of answered requests."),

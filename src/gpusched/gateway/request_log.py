@@ -29,9 +29,7 @@ class Sessions:
     def __init__(self) -> None:
         self._rounds: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
 
-    def next(
-        self, session: bytes, arrived_s: float, ended_s: float
-    ) -> tuple[int, float] | None:
+    def next(self, session: bytes, arrived_s: float, ended_s: float) -> tuple[int, float] | None:
         """Return round and think time of a session's request that is over.
 
         None for one that came before the answer to another had ended: no round after it.
