@@ -104,11 +104,11 @@ class Metrics:
 
     def know(self, models: Sequence[str]) -> None:
         """Take the models that have series of their own; all others are ``other``."""
-        self._models = {name: name for name in models[:MAX_MODELS]} | {"": ""}
+        self.models = {name: name for name in models[:MAX_MODELS]} | {"": ""}
 
     def ended(self, exchange: Exchange, latency: Latency) -> bool | None:
         """Count an exchange that is over; return whether it met its objective."""
-        model = self._models.get(exchange.model, OTHER)
+        model = self.models.get(exchange.model, OTHER)
         outcome = exchange.outcome
         if outcome == "ok" and exchange.status >= 400:
             outcome = "error"

@@ -17,6 +17,8 @@ from gpusched.gateway.request_log import LEVELS, Lines, event_line, level_of
 from gpusched.gateway.telemetry import Telemetry
 
 TICK_S = 1.0
+LOOK_AGAIN_S = 0.1
+"""Between two looks for a model that is not known yet."""
 
 
 class Settling(Protocol):
@@ -52,7 +54,7 @@ class Recorder:
         self.statuses: Sequence[EngineStatus] = fleet.statuses()
         self._open: set[Exchange] = set()
         self._offset_s = time.time() - time.monotonic()
-        self._ticked_s = time.monotonic()
+        self._ticked_s = self._looked_s = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._ejected: dict[str, tuple[bool, bool]] = {}
         self.metrics = Metrics(plan.slo)
@@ -127,6 +129,8 @@ class Recorder:
             self._access.settle(exchange)
         # What the gateway answers itself has no latency worth comparing, and its samples have theirs.
         latency = NONE if exchange.engine == NOWHERE else latency_of(exchange)
+        if exchange.model not in self.metrics.models and exchange.engine != NOWHERE:
+            self._look(now_s)
         met = self.metrics.ended(exchange, latency)
         self.history.ended(exchange, latency, met)
         fine = exchange.outcome == "ok" and exchange.status < 400
@@ -209,6 +213,13 @@ class Recorder:
 
     def _open_streams(self) -> int:
         return sum(e.stream and e.first_byte_s == e.first_byte_s for e in self._open)
+
+    def _look(self, now_s: float) -> None:
+        """Ask for the engines' models before the next tick, but not often."""
+        if now_s >= self._looked_s + LOOK_AGAIN_S:
+            self._looked_s = now_s
+            self.statuses = self._fleet.statuses()
+            self._know()
 
     def _know(self) -> None:
         names = dict.fromkeys(self._models)
