@@ -6,6 +6,7 @@ admission; all hold requests through the dispatcher, which bounds their number a
 
 from typing import Protocol
 
+from gpusched.gateway.exchange import OTHER
 from gpusched.gateway.fleet import Engine, Group
 from gpusched.gateway.flight import Flight, WaitingLine
 
@@ -31,6 +32,10 @@ class Desk(Protocol):
         """Refuse a request for now: it would have to wait too long."""
         ...
 
+    def cached(self, flight: Flight) -> tuple[Engine | None, int]:
+        """Return the engine that holds most of a prompt's prefix, and about how many tokens."""
+        ...
+
     def wake(self, when_s: float) -> None:
         """Have ``look`` called at a time, sooner than any earlier wish."""
         ...
@@ -38,6 +43,9 @@ class Desk(Protocol):
 
 class Admission(Protocol):
     """Decides when requests go to engines."""
+
+    uses_prefixes: bool
+    """Whether it asks the desk for what is ``cached``."""
 
     def offer(self, flight: Flight, now_s: float) -> None:
         """Take in a new request."""
@@ -72,12 +80,22 @@ class Admission(Protocol):
         ...
 
 
+def stands_apart(flight: Flight, group: Group) -> bool:
+    """Whether a request is none that admission plans for: not a generation, or not for any engine
+    of the lane."""
+    exchange = flight.exchange
+    apart = exchange.kind == OTHER or flight.excluded
+    return bool(apart) or exchange.model in group.entry.partial
+
+
 class AtOnce:
     """Every request goes to an engine at once, as in the simulator without admission.
 
     An engine is sent at most as many requests as it runs at once, and as many again to wait; the
     rest waits here, by priority.
     """
+
+    uses_prefixes = False
 
     def __init__(self, desk: Desk, group: Group) -> None:
         self.desk = desk

@@ -32,7 +32,7 @@ class Rooms:
         """
         settings = plan.gateway or GatewaySettings()
         dispatcher = self.dispatcher
-        admission_of = admission_for(plan)
+        admission_of = admission_for(plan, dispatcher.call_at)
         groups = groups_of(plan, dispatcher.fleet, dispatcher.seed)
         self.reading.configure(settings, plan.slo.names)
         dispatcher.health.configure(settings.eject_after, settings.readmit_after_s)
@@ -55,6 +55,6 @@ def assemble(plan: Plan, call_at: CallAt, *, seed: int = 0) -> Rooms:
     health = Health(fleet, settings.eject_after, settings.readmit_after_s)
     reading = RequestReading(settings, plan.slo.names, models)
     dispatcher = LiveDispatcher(
-        fleet, models, health, Settings.of(settings), admission_for(plan), call_at, seed
+        fleet, models, health, Settings.of(settings), admission_for(plan, call_at), call_at, seed
     )
     return Rooms(reading, dispatcher, Watch(dispatcher, settings))

@@ -43,6 +43,8 @@ BUSY_PAUSE_S = 0.5
 FRESH_S = 5.0
 """Age up to which an engine's last count of running requests completes a load report."""
 
+_BY_PREFIX = (choice.PREFIX_AFFINITY, choice.CUSTOM)
+
 AdmissionOf = Callable[[Desk, Group], Admission]
 
 
@@ -95,8 +97,14 @@ class LiveDispatcher:
         self._adopt(settings)
         self.prefixes = PrefixIndex((1.0 - SESSION_SHARE) * settings.prefix_index_bytes)
         self.sessions = PrefixIndex(SESSION_SHARE * settings.prefix_index_bytes)
-        self.admissions: list[Admission] = [admission_of(self, group) for group in fleet.groups]
+        self._set_admissions(admission_of)
         fleet.on_return = self._returned
+
+    def _set_admissions(self, admission_of: AdmissionOf) -> None:
+        self.admissions: list[Admission] = [
+            admission_of(self, group) for group in self.fleet.groups
+        ]
+        self._keeps_prefixes = any(admission.uses_prefixes for admission in self.admissions)
 
     def _adopt(self, settings: Settings) -> None:
         self.settings = settings
@@ -144,6 +152,7 @@ class LiveDispatcher:
         if flight is None or at not in flight.engines:
             return
         if engine == exchange.prefill_engine:
+            self.admissions[flight.group].began(flight, at, now_s)
             self._leave(flight, at, now_s)
             self._look(now_s)
             return
@@ -167,10 +176,15 @@ class LiveDispatcher:
             return
         if exchange.outcome == "ok" and exchange.engine >= 0:
             engine = self.fleet.engines[exchange.engine]
-            self.health.succeeded(engine, now_s)
+            self.health.answered(engine, now_s)
             lane = engine.lane
             if lane is not None and isinstance(lane.router, WeightedRouter):
                 lane.router.decode(engine.position, exchange.output_tokens)
+        elif exchange.outcome == "failed" and not flight.silent:
+            for engine in flight.engines:
+                if self.health.cut(engine, now_s):
+                    self.prefixes.forget(engine.index)
+                    self.sessions.forget(engine.index)
         for engine in tuple(flight.engines):
             self._leave(flight, engine, now_s)
         self._count_end(now_s)
@@ -269,9 +283,12 @@ class LiveDispatcher:
     ) -> None:
         """Go by other lanes: engines that stay keep their counters, requests that are held are
         offered anew, those under way go on."""
-        waiting = [flight for admission in self.admissions for flight in admission.waiting()]
-        for flight in waiting:
-            flight.held = False
+        waiting = []
+        for admission in self.admissions:
+            for flight in admission.waiting():
+                flight.held = False
+                admission.drop(flight)
+                waiting.append(flight)
         self.holding -= len(waiting)
         kept = {id(engine) for group in groups for lane in group.lanes for engine in lane.engines}
         for engine in self.fleet.engines:
@@ -282,7 +299,7 @@ class LiveDispatcher:
         self.fleet.groups = groups
         self.models.learn(groups)
         self._adopt(settings)
-        self.admissions = [admission_of(self, group) for group in groups]
+        self._set_admissions(admission_of)
         for flight in tuple(self.flights.values()):
             flight.group = max(self.models.group_of(flight.exchange.model), 0)
         for flight in waiting:
@@ -381,6 +398,14 @@ class LiveDispatcher:
             )  # fmt: skip
         self.relay.refuse(flight.exchange, refusal)
 
+    def cached(self, flight: Flight) -> tuple[Engine | None, int]:
+        """Return the engine that holds most of a prompt's prefix, and about how many tokens."""
+        prefix = flight.exchange.prefix
+        engine, blocks = self.prefixes.known(prefix) if prefix else (NOWHERE, 0)
+        if not blocks:
+            return None, 0
+        return self.fleet.engines[engine], flight.request.prompt_tokens * blocks // len(prefix)
+
     def wake(self, when_s: float) -> None:
         """Have the admissions look at a time, sooner than any earlier wish."""
         if when_s < self._timer_s:
@@ -423,7 +448,7 @@ class LiveDispatcher:
         if kind == choice.SESSION_AFFINITY:
             session = exchange.session
             return self.sessions.favourite((hash(session),)) if session else NOWHERE
-        if kind in (choice.PREFIX_AFFINITY, choice.CUSTOM) and exchange.prefix:
+        if kind in _BY_PREFIX and exchange.prefix:
             return self.prefixes.favourite(exchange.prefix)
         return NOWHERE
 
@@ -435,7 +460,7 @@ class LiveDispatcher:
         if kind == choice.SESSION_AFFINITY:
             if exchange.session:
                 self.sessions.remember((hash(exchange.session),), engine.index)
-        elif kind in (choice.PREFIX_AFFINITY, choice.CUSTOM) and exchange.prefix:
+        elif exchange.prefix and (self._keeps_prefixes or kind in _BY_PREFIX):
             self.prefixes.remember(exchange.prefix, engine.index)
 
     def _decode_engine(self, flight: Flight, now_s: float) -> Engine | None:

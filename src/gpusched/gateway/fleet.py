@@ -64,6 +64,8 @@ class Engine:
     """When it was readmitted."""
     failures: int = 0
     """In a row."""
+    cuts: int = 0
+    """Answers in a row that broke off."""
     ejections: int = 0
     setbacks: int = 0
     """Probes failed since it was ejected."""
@@ -118,7 +120,8 @@ class Lane:
     def note_models(self) -> None:
         """Find which models only some of the engines have."""
         told = [set(engine.models) for engine in self.engines if engine.models is not None]
-        self.partial = set().union(*told) - set.intersection(*told) if told else set()
+        named = {name for names in told for name in names}
+        self.partial = {name for name in named if not all(name in names for names in told)}
 
     def choose(
         self, request: Request, model: str, affinity: int, excluded: Sequence[int], now_s: float

@@ -64,6 +64,11 @@ class WaitingLine:
         elif len(self._heap) > 2 * self._count + 16:
             self._heap = sorted(entry for entry in self._heap if entry[3].held)
 
+    def pop(self) -> None:
+        """Take the first request out, which stays held elsewhere."""
+        heappop(self._heap)
+        self._count -= 1
+
     def ordered(self) -> list[Flight]:
         """Return the requests in the order in which they go."""
         return [entry[3] for entry in sorted(self._heap) if entry[3].held]

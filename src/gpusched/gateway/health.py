@@ -37,6 +37,21 @@ class Health:
         if engine.silent:
             self.heard(engine)
 
+    def answered(self, engine: Engine, now_s: float) -> None:
+        """Take in the end of a whole answer."""
+        engine.cuts = 0
+        self.succeeded(engine, now_s)
+
+    def cut(self, engine: Engine, now_s: float) -> bool:
+        """Take in an answer that broke off after its first byte; return whether the engine is
+        ejected. Its next first byte does not make up for it, a whole answer does."""
+        engine.cuts += 1
+        lane = engine.lane
+        if lane is None or engine.out or engine.cuts < self.eject_after or lane.healthy == 1:
+            return False
+        self.eject(engine, now_s)
+        return True
+
     def failed(self, engine: Engine, now_s: float, reason: str, first: bool) -> bool:
         """Take in a failure, of the ``first`` engine that a request was sent to or not; return
         whether the engine is ejected."""
@@ -61,7 +76,7 @@ class Health:
         if engine.out:
             return
         engine.out = True
-        engine.setbacks = 0
+        engine.setbacks = engine.cuts = 0
         engine.ejections += 1
         engine.next_probe_s = now_s + self.readmit_after_s
         lane.healthy -= 1

@@ -31,14 +31,19 @@ class PrefixIndex:
 
     def favourite(self, prefix: Sequence[int]) -> int:
         """Return the engine that last took a request with the longest known part of a prefix."""
-        engine = NOWHERE
+        return self.known(prefix)[0]
+
+    def known(self, prefix: Sequence[int]) -> tuple[int, int]:
+        """Return that engine and the number of blocks of the part."""
+        engine, blocks = NOWHERE, 0
         holder_of, engine_of = self._holder_of, self._engine_of
         for block in prefix:
             holder = holder_of.get(block)
             if holder is None or engine_of[holder] < 0:
                 break
             engine = engine_of[holder]
-        return engine
+            blocks += 1
+        return engine, blocks
 
     def remember(self, prefix: Sequence[int], engine: int) -> None:
         """Enter the blocks of a prefix that an engine has been sent."""

@@ -2,56 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusched.compilation import compiled_for, entry_kernel
+from gpusched.compilation import compiled_for
 from gpusched.errors import InputError
 from gpusched.policies.custom import Compiled
-from gpusched.policies.draws import random_u64
 from gpusched.policies.routing import choice
-from gpusched.policies.routing.choice import least, route
-from gpusched.policies.routing.iwrr import carried_loads, has_flow, least_load
-from gpusched.policies.routing.placement import place
+from gpusched.policies.routing.iwrr import LEAST_SHARE, carried_loads
+from gpusched.policies.routing.live_kernels import place_one, route_one, weigh_one
 from gpusched.policies.routing.policy import RoutingPolicy
 from gpusched.policies.views import Replica, Request
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-
-@entry_kernel
-def _route(
-    policy: Any, seed: Any, turn: Any, affinity: Any, ready_s: Any, now_s: Any,
-    load_requests: Any, load_tokens: Any, slack: Any, factor: Any,
-) -> Any:  # fmt: skip
-    draw = random_u64(seed, 2 * turn)
-    return route(
-        policy, turn, draw, affinity, ready_s, now_s, load_requests, load_tokens,
-        0, len(ready_s), slack, factor,
-    )  # fmt: skip
-
-
-@entry_kernel
-def _place(
-    tokens: Any, requests: Any, held: Any, capacity: Any, ready_s: Any, now_s: Any,
-    free: Any, ascending: Any, factor: Any, slack: Any,
-) -> Any:  # fmt: skip
-    for i in range(len(held)):
-        free[i] = capacity[i] - held[i] if ready_s[i] <= now_s else -math.inf
-    chosen = place(tokens, requests, held, free, ascending, 0, len(held), factor, slack)
-    if chosen < 0:
-        return least(requests, ready_s, now_s, 0, len(held))
-    requests[chosen] -= 1
-    held[chosen] -= tokens
-    return chosen
-
-
-@entry_kernel
-def _least_load(weight: Any, load: Any, open_: Any, work: Any) -> Any:
-    return least_load(weight, load, open_, work, 0, len(weight))
 
 
 class LiveRouter:
@@ -82,20 +46,22 @@ class LiveRouter:
         self._ascending = np.arange(count)
         slack, factor = float(policy.slack_requests), float(policy.factor)
         self._route = compiled_for(
-            _route, policy.kind, seed, 0, 0, self.ready_s, 0.0, self.load_requests,
+            route_one, policy.kind, seed, 0, 0, self.ready_s, 0.0, self.load_requests,
             self.load_tokens, slack, factor,
         )  # fmt: skip
         self._slack, self._factor = slack, factor
         if policy.kind == choice.LEXICOGRAPHIC:
             self._place = compiled_for(
-                _place, 0, self.load_requests, self.load_tokens, self.kv_tokens, self.ready_s, 0.0,
+                place_one, 0, self.load_requests, self.load_tokens, self.kv_tokens, self.ready_s, 0.0,
                 self._free, self._ascending, float(policy.outlier_factor), slack,
             )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.ready_s)
 
-    def choose(self, request: Request, affinity: int, now_s: float, ready_s: Floats | None = None) -> int:
+    def choose(
+        self, request: Request, affinity: int, now_s: float, ready_s: Floats | None = None
+    ) -> int:
         """Return the replica that takes a request; where none may be used, the one that may soonest.
 
         ``affinity`` is the replica that has one, or -1; ``ready_s`` stands in for the router's own
@@ -168,8 +134,11 @@ class WeightedRouter(LiveRouter):
         super().__init__(policy, len(weights), seed)
         self.weight = np.zeros(len(weights))
         self.load = np.zeros(len(weights))
+        self.usable = np.zeros(len(weights), np.bool_)
         self._open = np.zeros(len(weights), np.bool_)
-        self._least = compiled_for(_least_load, self.weight, self.load, self._open, 0.0)
+        self._weigh = compiled_for(
+            weigh_one, self.weight, self.load, self.usable, self.ready_s, 0.0, self._open, 0.0
+        )
         self.set_weights(weights)
 
     def set_weights(self, weights: Sequence[float]) -> None:
@@ -177,22 +146,21 @@ class WeightedRouter(LiveRouter):
         new = np.asarray(weights, np.float64)
         self.load = carried_loads(self.load, self.weight, new)
         self.weight = new
-        total = float(new.sum())
-        self.usable = np.array([bool(has_flow.py_func(w, total)) for w in new.tolist()])  # type: ignore[attr-defined]
+        self.usable = (new > 0.0) & (new >= LEAST_SHARE * new.sum())
 
-    def choose(self, request: Request, affinity: int, now_s: float, ready_s: Floats | None = None) -> int:
-        """Return the usable replica whose load over weight after the request is least."""
+    def choose(
+        self, request: Request, affinity: int, now_s: float, ready_s: Floats | None = None
+    ) -> int:
+        """Return the replica whose load over weight after the request is least."""
         ready = self.ready_s if ready_s is None else ready_s
         self.turn += 1
-        np.less_equal(ready, now_s, out=self._open)
-        able = self._open & self.usable
-        if not able.any():
-            able = self._open
-        chosen = int(self._least(self.weight, self.load, able, float(request.prompt_tokens)))
-        if chosen < 0:
-            return int(np.argmin(ready))
-        self.load[chosen] += request.prompt_tokens / self.weight[chosen]
-        return chosen
+        chosen = int(
+            self._weigh(
+                self.weight, self.load, self.usable, ready, now_s, self._open,
+                float(request.prompt_tokens),
+            )
+        )  # fmt: skip
+        return chosen if chosen >= 0 else int(np.argmin(ready))
 
     def decode(self, replica: int, tokens: int) -> None:
         """Count tokens that a replica has decoded."""
