@@ -119,12 +119,12 @@ def calibrate(
     pilot = fit(rows)
     grid = candidates(limits)
     known = sum(
-        (information(stage, pilot, used) for stage in stages if not stage.together),
-        start=np.zeros((len(pilot.values),) * 2),
+        (information(stage, pilot, limits) for stage in stages if not stage.together),
+        start=np.zeros(()),
     )
     lone_s = _lone(runner, length, progress, settings.seed)
     left = settings.seconds - (time.monotonic() - started)
-    plan = choose(grid, pilot, used, max(left, 0.0), settings.seed, known)
+    plan = choose(grid, pilot, limits, max(left, 0.0), settings.seed, known)
     for number, stage in enumerate(plan):
         left = settings.seconds - (time.monotonic() - started)
         if number and cost_s(stage, pilot, used) > left:

@@ -73,12 +73,23 @@ def expected_rows(stage: Stage, budget: int) -> list[Row]:
     return rows
 
 
-def information(stage: Stage, pilot: Fit, budget: int) -> Floats:
-    """Return the information matrix of a stage, figures scaled to a relative size of one."""
-    rows = expected_rows(stage, budget)
-    x = features(rows, pilot.knots)
-    time_s = np.maximum(x @ pilot.values, 1e-9)
-    weight = np.array([min(row.iterations, 24) if row.prompts == 0 else 2.0 for row in rows])
+def design_knots(limits: Limits) -> tuple[int, ...]:
+    """Return the finest table that the fit may choose, so that the experiment can tell whether
+    time bends between batch sizes."""
+    top = min(limits.budget, limits.max_model_len)
+    decode = ladder(1, limits.max_num_seqs, 2.0)
+    return tuple(sorted({*decode, *ladder(max(limits.max_num_seqs, 2), max(top, 4), 4.0)}))
+
+
+def information(stage: Stage, pilot: Fit, limits: Limits) -> Floats:
+    """Return the information matrix of a stage about the figures of the finest table.
+
+    The decode-only iterations of a stage share its disturbances, so all of them count as two rows.
+    """
+    rows = expected_rows(stage, limits.budget)
+    x = features(rows, design_knots(limits))
+    time_s = np.maximum(pilot.predict_s(rows), 1e-9)
+    weight = np.array([2.0 if row.prompts == 0 else 1.0 for row in rows])
     relative = x / time_s[:, None]
     return np.asarray((relative * weight[:, None]).T @ relative)
 
@@ -104,7 +115,7 @@ def log_determinant(matrix: Floats) -> float:
 
 
 def choose(
-    stages: Sequence[Stage], pilot: Fit, budget: int, seconds: float, seed: int = 0,
+    stages: Sequence[Stage], pilot: Fit, limits: Limits, seconds: float, seed: int = 0,
     known: Floats | None = None,
 ) -> list[Stage]:  # fmt: skip
     """Return a selection of stages, with repetitions, that tells most within ``seconds``.
@@ -112,11 +123,11 @@ def choose(
     ``known``: information that earlier stages gave. The order is drawn at random, so that a slow drift
     of the machine does not pass for an effect.
     """
-    costs = np.array([cost_s(stage, pilot, budget) for stage in stages])
+    costs = np.array([cost_s(stage, pilot, limits.budget) for stage in stages])
     affordable = np.flatnonzero(costs <= seconds)
     if not len(affordable):
         return [stages[int(np.argmin(costs))]]
-    infos = np.stack([information(stage, pilot, budget) for stage in stages])
+    infos = np.stack([information(stage, pilot, limits) for stage in stages])
     scale = np.sqrt(np.maximum(np.einsum("nii->i", infos) / len(infos), 1e-300))
     infos = infos / np.outer(scale, scale)
     total = PRIOR * np.eye(len(scale))
