@@ -15,25 +15,31 @@ if TYPE_CHECKING:
     from gpusched.timing.measured import MeasuredEngine
 
 UNITS = {
-    "fixed_s": ("an iteration", 1e3, "ms"),
-    "sequence_s": ("a sequence", 1e3, "ms"),
+    "sequence_s": ("a sequence beside prompts", 1e3, "ms"),
     "context_s": ("a token of context", 1e9, "ns"),
-    "prompt_s": ("prompts in an iteration", 1e3, "ms"),
-    "pair_s": ("a query-key pair", 1e9, "ns"),
+    "pair_s": ("a query-key pair of prompts", 1e9, "ns"),
     "entry_s": ("a request outside iterations", 1e3, "ms"),
     "entry_token_s": ("a prompt token outside iterations", 1e6, "µs"),
 }
 
 
-def parts(measured: "MeasuredEngine") -> list[tuple[str, float, float]]:
-    """Return the figures in the order shown: name, seconds, half-width of the 95 % interval."""
+def parts(measured: "MeasuredEngine") -> list[tuple[str, float, float, str]]:
+    """Return what takes how long: words, time, half-width of the 95 % interval, unit."""
     figures = {**measured.iteration.model_dump(), **measured.request.model_dump()}
-
-    def half(name: str) -> float:
+    found = []
+    for table, sizes, words in (
+        ("decode_s", "decode_batch", "decodes alone"),
+        ("tokens_s", "tokens", "tokens with prompts"),
+    ):
+        half = measured.half_width.get(table, ())
+        for i, (size, seconds) in enumerate(zip(figures[sizes], figures[table], strict=True)):
+            width = half[i] if isinstance(half, tuple) and i < len(half) else 0.0
+            found.append((f"{size:,} {words}", 1e3 * seconds, 1e3 * width, "ms"))
+    for name, (words, scale, unit) in UNITS.items():
         value = measured.half_width.get(name, 0.0)
-        return float(value) if isinstance(value, int | float) else 0.0
-
-    return [(name, float(figures[name]), half(name)) for name in UNITS]
+        width = value if isinstance(value, float) else 0.0
+        found.append((words, scale * float(figures[name]), scale * width, unit))
+    return found
 
 
 def residuals(found: "Calibrated") -> list[dict[str, Any]]:
@@ -101,11 +107,8 @@ def show_calibrated(found: "Calibrated", console: Console | None = None) -> None
     table = Table(title="an iteration takes, and a request besides", title_justify="left")
     for heading in ("for", "time", "± (95 %)", ""):
         table.add_column(heading, justify="left" if heading in ("for", "") else "right")
-    for name, value, half in parts(m):
-        words, scale, unit = UNITS[name]
-        table.add_row(words, f"{value * scale:.4g}", f"{half * scale:.2g}", unit)
-    for tokens, seconds in zip(m.iteration.tokens[1:], m.iteration.tokens_s[1:], strict=True):
-        table.add_row(f"{tokens:,} tokens beyond one", f"{seconds * 1e3:.4g}", "", "ms")
+    for words, value, half, unit in parts(m):
+        table.add_row(words, f"{value:.4g}", f"{half:.2g}", unit)
     console.print(table)
     table = Table(title="errors of the fit", title_justify="left")
     for heading in ("batch", "iterations", "rows", "mean, ms", "bias", "p90 error"):
