@@ -76,8 +76,7 @@ class VirtualEngine:
         self.stages.append(stage)
         start_s = self.now_s
         batch = [
-            self.send(stage.prompt_tokens, stage.output_tokens, start_s)
-            for _ in range(stage.batch)
+            self.send(stage.prompt_tokens, stage.output_tokens, start_s) for _ in range(stage.batch)
         ]
         sinks = [sink for sink, _ in batch]
         probes: list[tuple[Sink, float, int]] = []

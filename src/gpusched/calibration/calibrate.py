@@ -16,7 +16,7 @@ from gpusched.calibration.design import (
     ladder,
 )
 from gpusched.calibration.facts import Facts
-from gpusched.calibration.fit import CONFIDENCE, HUBER, Fit, fit
+from gpusched.calibration.fit import CONFIDENCE, HUBER, OTHERS, Fit, fit
 from gpusched.calibration.limits import (
     PILOT_OUTPUT,
     PILOT_PROMPT,
@@ -119,12 +119,12 @@ def calibrate(
     pilot = fit(rows)
     grid = candidates(limits)
     known = sum(
-        (information(stage, pilot, used) for stage in stages if not stage.together),
-        start=np.zeros((len(pilot.values),) * 2),
+        (information(stage, pilot, limits) for stage in stages if not stage.together),
+        start=np.zeros(()),
     )
     lone_s = _lone(runner, length, progress, settings.seed)
     left = settings.seconds - (time.monotonic() - started)
-    plan = choose(grid, pilot, used, max(left, 0.0), settings.seed, known)
+    plan = choose(grid, pilot, limits, max(left, 0.0), settings.seed, known)
     for number, stage in enumerate(plan):
         left = settings.seconds - (time.monotonic() - started)
         if number and cost_s(stage, pilot, used) > left:
@@ -220,10 +220,15 @@ def _measured(
     found: Fit, rows: list[Row], overhead: RequestOverhead, half_width: dict[str, float],
     facts: Facts, settings: Settings, seqs: int | None, budget: int | None, length: int,
 ) -> MeasuredEngine:  # fmt: skip
-    names, covariance = found.reported()
-    half = CONFIDENCE * np.sqrt(np.maximum(np.diag(covariance), 0.0))
-    plain = {name: float(h) for name, h in zip(names, half, strict=True) if "[" not in name}
-    table = tuple(float(h) for name, h in zip(names, half, strict=True) if "[" in name)
+    names = found.tables.names
+    half = CONFIDENCE * np.sqrt(np.maximum(np.diag(found.covariance), 0.0))
+    widths: dict[str, float | tuple[float, ...]] = {**half_width}
+    for name in OTHERS:
+        widths[name] = float(half[names.index(name)])
+    for name in ("decode_s", "tokens_s"):
+        widths[name] = tuple(
+            float(h) for n, h in zip(names, half, strict=True) if n.startswith(name)
+        )
     prompts = [row.prompt_tokens for row in rows if row.prompt_tokens]
     contexts = [row.longest_context for row in rows]
     return MeasuredEngine(
@@ -239,12 +244,12 @@ def _measured(
         max_num_batched_tokens=budget,
         max_model_len=facts.max_model_len,
         iteration=MeasuredIteration(
-            fixed_s=found.figure("fixed_s"),
-            tokens=found.knots,
-            tokens_s=tuple(found.table_s.tolist()),
+            decode_batch=found.tables.decode,
+            decode_s=tuple(found.decode_s.tolist()),
+            tokens=found.tables.tokens,
+            tokens_s=tuple(found.tokens_s.tolist()),
             sequence_s=found.figure("sequence_s"),
             context_s=found.figure("context_s"),
-            prompt_s=found.figure("prompt_s"),
             pair_s=found.figure("pair_s"),
         ),
         request=overhead,
@@ -254,6 +259,8 @@ def _measured(
             context_tokens=(min(contexts), max(contexts)),
         ),
         error=MeasuredError(relative=found.error, rows=len(rows), condition=found.condition),
-        half_width={**plain, "tokens_s": (0.0, *table), **half_width},
-        covariance=Covariance(names=names, matrix=tuple(tuple(row) for row in covariance.tolist())),
+        half_width=widths,
+        covariance=Covariance(
+            names=names, matrix=tuple(tuple(row) for row in found.covariance.tolist())
+        ),
     )

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpusched.calibration.fit import Fit, features
+from gpusched.calibration.fit import STRAIGHT, Fit, Tables, features
 from gpusched.calibration.rows import Row, chunks
 from gpusched.calibration.stage import Floats, Stage
 
 PROBES = 3
+PROBE = 8
+"""Tokens of the shortest probe."""
 SPACE = 6
 """Decode iterations that a probe takes up around it."""
 PRIOR = 1e-6
@@ -38,11 +40,11 @@ def candidates(limits: Limits) -> list[Stage]:
     """Return the stages to choose from: batches, contexts and prompts spread by factors of two."""
     found = []
     longest = limits.max_model_len
-    for batch in ladder(1, limits.max_num_seqs, 2.0):
+    for batch in batches(limits.max_num_seqs):
         for prompt in ladder(16, max(longest // 2, 16), 4.0):
-            for probe in ladder(16, min(longest - 2, 4 * limits.budget), 2.0):
+            for probe in ladder(PROBE, min(longest - 2, 4 * limits.budget), 2.0):
                 probes = (probe,) * PROBES if batch < limits.max_num_seqs else ()
-                if not probes and probe != 16:
+                if not probes and probe != PROBE:
                     continue
                 output = 8 + SPACE * (len(probes) or 4) + 8
                 tokens = batch * (prompt + output) + (probe if probes else 0)
@@ -73,12 +75,28 @@ def expected_rows(stage: Stage, budget: int) -> list[Row]:
     return rows
 
 
-def information(stage: Stage, pilot: Fit, budget: int) -> Floats:
-    """Return the information matrix of a stage, figures scaled to a relative size of one."""
-    rows = expected_rows(stage, budget)
-    x = features(rows, pilot.knots)
-    time_s = np.maximum(x @ pilot.values, 1e-9)
-    weight = np.array([min(row.iterations, 24) if row.prompts == 0 else 2.0 for row in rows])
+def batches(limit: int) -> list[int]:
+    """Return the batch sizes to measure: small ones all, since kernels change from one to the next."""
+    return sorted({*range(1, min(limit, 8) + 1), *ladder(min(limit, 8), limit, 1.5)})
+
+
+def finest_tables(limits: Limits) -> Tables:
+    """Return the finest tables that the fit may choose, so that the experiment can tell whether time
+    bends between batch sizes."""
+    top = min(limits.budget, limits.max_model_len)
+    knots = {*ladder(PROBE + 1, min(STRAIGHT, top), 2.0), max(top, PROBE + 2)}
+    return Tables(tuple(batches(limits.max_num_seqs)), tuple(sorted(knots)))
+
+
+def information(stage: Stage, pilot: Fit, limits: Limits) -> Floats:
+    """Return the information matrix of a stage about the figures of the finest table.
+
+    The decode-only iterations of a stage share its disturbances, so all of them count as two rows.
+    """
+    rows = expected_rows(stage, limits.budget)
+    x = features(rows, finest_tables(limits))
+    time_s = np.maximum(pilot.predict_s(rows), 1e-9)
+    weight = np.array([2.0 if row.prompts == 0 else 1.0 for row in rows])
     relative = x / time_s[:, None]
     return np.asarray((relative * weight[:, None]).T @ relative)
 
@@ -104,7 +122,7 @@ def log_determinant(matrix: Floats) -> float:
 
 
 def choose(
-    stages: Sequence[Stage], pilot: Fit, budget: int, seconds: float, seed: int = 0,
+    stages: Sequence[Stage], pilot: Fit, limits: Limits, seconds: float, seed: int = 0,
     known: Floats | None = None,
 ) -> list[Stage]:  # fmt: skip
     """Return a selection of stages, with repetitions, that tells most within ``seconds``.
@@ -112,11 +130,11 @@ def choose(
     ``known``: information that earlier stages gave. The order is drawn at random, so that a slow drift
     of the machine does not pass for an effect.
     """
-    costs = np.array([cost_s(stage, pilot, budget) for stage in stages])
+    costs = np.array([cost_s(stage, pilot, limits.budget) for stage in stages])
     affordable = np.flatnonzero(costs <= seconds)
     if not len(affordable):
         return [stages[int(np.argmin(costs))]]
-    infos = np.stack([information(stage, pilot, budget) for stage in stages])
+    infos = np.stack([information(stage, pilot, limits) for stage in stages])
     scale = np.sqrt(np.maximum(np.einsum("nii->i", infos) / len(infos), 1e-300))
     infos = infos / np.outer(scale, scale)
     total = PRIOR * np.eye(len(scale))

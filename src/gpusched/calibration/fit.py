@@ -19,23 +19,41 @@ HUBER = 1.5
 """Standard deviations beyond which a row counts less."""
 ROUNDS = 12
 FOLDS = 5
-BETTER = 0.97
-"""A finer table is taken if it lowers the cross-validated error to this share."""
+BETTER = 1.01
+"""A finer table is taken unless it raises the cross-validated error beyond this share."""
 CONFIDENCE = 1.96
-OTHERS = ("fixed_s", "sequence_s", "context_s", "prompt_s", "pair_s")
+STRAIGHT = 300
+"""Tokens from which time is linear in them, but for attention: weights are read by then."""
+OTHERS = ("sequence_s", "context_s", "pair_s")
 LEAST_SIGMA = 1e-4
 """Relative; a clock's own error."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """Figures by the names of the design's columns, with their uncertainty."""
+class Tables:
+    """Batch sizes whose times are figures of the fit; linear between them."""
 
-    knots: tuple[int, ...]
-    """Batch sizes of the table, from 1."""
+    decode: tuple[int, ...]
+    """Of decodes alone, from 1."""
+    tokens: tuple[int, ...]
+    """Of iterations with prompts."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns of the design."""
+        return (
+            *OTHERS,
+            *(f"decode_s[{i}]" for i in range(len(self.decode))),
+            *(f"tokens_s[{i}]" for i in range(len(self.tokens))),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Figures by the names of ``tables``, seconds, with their uncertainty."""
+
+    tables: Tables
     values: Floats
-    """Columns: ``fixed_s, sequence_s, context_s, prompt_s, pair_s``, then seconds a token between
-    successive knots."""
     covariance: Floats
     sigma: float
     """Relative standard deviation of a row."""
@@ -44,10 +62,14 @@ class Fit:
     condition: float
 
     @property
-    def table_s(self) -> Floats:
-        """Time of batches of ``knots`` tokens beyond one token."""
-        steps = np.diff(np.asarray(self.knots, np.float64))
-        return np.concatenate(([0.0], np.cumsum(self.values[len(OTHERS) :] * steps)))
+    def decode_s(self) -> Floats:
+        """Times of ``tables.decode``."""
+        return self.values[len(OTHERS) : len(OTHERS) + len(self.tables.decode)]
+
+    @property
+    def tokens_s(self) -> Floats:
+        """Times of ``tables.tokens``."""
+        return self.values[len(OTHERS) + len(self.tables.decode) :]
 
     def figure(self, name: str) -> float:
         """Return one of the figures named in ``OTHERS``."""
@@ -55,65 +77,54 @@ class Fit:
 
     def predict_s(self, rows: Sequence[Row]) -> Floats:
         """Return the times of rows."""
-        return np.asarray(features(rows, self.knots) @ self.values)
-
-    def reported(self) -> tuple[tuple[str, ...], Floats]:
-        """Return names and covariance of the figures as a file holds them: times of the table in place
-        of slopes."""
-        steps = np.diff(np.asarray(self.knots, np.float64))
-        n, m = len(OTHERS), len(steps)
-        change = np.zeros((n + m, n + m))
-        change[:n, :n] = np.eye(n)
-        change[n:, n:] = np.tril(np.ones((m, m))) * steps
-        names = (*OTHERS, *(f"tokens_s[{i}]" for i in range(1, m + 1)))
-        return names, change @ self.covariance @ change.T
+        return np.asarray(features(rows, self.tables) @ self.values)
 
 
-def features(rows: Sequence[Row], knots: Sequence[int]) -> Floats:
+def features(rows: Sequence[Row], tables: Tables) -> Floats:
     """Return the design matrix, shape (rows, figures)."""
-    low = np.asarray(knots[:-1], np.float64)
-    width = np.diff(np.asarray(knots, np.float64))
-    width[-1] = np.inf
-    found = np.empty((len(rows), len(OTHERS) + len(low)))
+    found = np.zeros((len(rows), len(tables.names)))
+    first = len(OTHERS)
+    middle = first + len(tables.decode)
     for x, row in zip(found, rows, strict=True):
-        x[: len(OTHERS)] = (1.0, row.sequences, row.context_tokens, row.prompts, row.pairs)
-        tokens = np.asarray(row.tokens, np.float64)[:, None]
-        x[len(OTHERS) :] = np.clip(tokens - low, 0.0, width).mean(axis=0)
+        if row.prompts > 0:
+            x[:first] = (row.sequences, row.context_tokens, row.pairs)
+            x[middle:] = hats(row.tokens, tables.tokens)
+        else:
+            x[:first] = (0.0, row.context_tokens, 0.0)
+            x[first:middle] = hats((row.batch,), tables.decode)
     return found
 
 
-def tables(rows: Sequence[Row]) -> list[tuple[int, ...]]:
-    """Return sets of knots to choose from, coarse to fine, within the batch sizes of the rows."""
-    sizes = np.unique([n for row in rows for n in row.tokens])
-    largest = int(sizes[-1])
-    decode = max((row.batch for row in rows), default=1)
-    coarse = {1, largest}
-    middle = coarse | {decode, _between(decode, largest)}
-    fine = set(coarse)
-    size = 2
-    while size < largest:
-        fine.add(size)
-        size *= 2 if size < decode else 4
+def hats(sizes: Sequence[int], knots: tuple[int, ...]) -> Floats:
+    """Return the weights of a table's entries in the mean of its values at the given sizes; on by the
+    last slope beyond its end."""
+    weights = np.zeros(len(knots))
+    for size in sizes:
+        at = int(np.searchsorted(knots, size))
+        if at == 0 or len(knots) == 1:
+            weights[0] += 1.0
+            continue
+        at = min(at, len(knots) - 1)
+        share = (size - knots[at - 1]) / (knots[at] - knots[at - 1])
+        weights[at - 1] += 1.0 - share
+        weights[at] += share
+    return np.asarray(weights / len(sizes))
+
+
+def candidate_tables(rows: Sequence[Row]) -> list[Tables]:
+    """Return tables to choose from, coarse to fine, with entries where rows can tell them."""
+    batches = sorted({row.batch for row in rows if row.prompts == 0} | {1})
+    sizes = sorted({n for row in rows if row.prompts > 0 for n in row.tokens})
     found = []
-    for knots in (coarse, middle, fine):
-        chosen = tuple(sorted(k for k in knots if 1 <= k <= largest))
-        if len(chosen) > 1 and chosen not in found:
-            found.append(_supported(chosen, sizes))
+    for factor in (8.0, 4.0, 2.0):
+        tokens = [sizes[0]]
+        for size in sizes[1:]:
+            if size >= factor * tokens[-1] * 0.9 and size <= STRAIGHT:
+                tokens.append(size)
+        if sizes[-1] > tokens[-1]:
+            tokens.append(sizes[-1])
+        found.append(Tables(tuple(batches), tuple(tokens)))
     return list(dict.fromkeys(found))
-
-
-def _between(low: int, high: int) -> int:
-    return max(round(float(np.sqrt(low * high))), 1)
-
-
-def _supported(knots: tuple[int, ...], sizes: np.ndarray) -> tuple[int, ...]:
-    """Leave out knots whose piece no measured batch size lies in."""
-    kept = [knots[0]]
-    for knot in knots[1:]:
-        if ((sizes > kept[-1]) & (sizes <= knot)).any():
-            kept.append(knot)
-    kept[-1] = knots[-1]
-    return tuple(kept)
 
 
 def fit(rows: Sequence[Row]) -> Fit:
@@ -133,13 +144,13 @@ def fit(rows: Sequence[Row]) -> Fit:
     weight = np.sqrt([min(row.iterations, 8) if row.prompts == 0 else 2.0 for row in rows])
     stages = np.array([row.stage for row in rows])
     best: Fit | None = None
-    for knots in tables(rows):
-        x = features(rows, knots)
+    for tables in candidate_tables(rows):
+        x = features(rows, tables)
         error = _cross_validated(x, time_s, weight, stages)
         if best is None or error < BETTER * best.error:
             values, sigma, robust = _solve(x, time_s, weight)
             covariance, condition = _uncertainty(x, time_s, weight * robust, sigma)
-            best = Fit(knots, values, covariance, sigma, error, condition)
+            best = Fit(tables, values, covariance, sigma, error, condition)
     assert best is not None
     return best
 

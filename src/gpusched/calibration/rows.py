@@ -13,6 +13,8 @@ from gpusched.calibration.stage import Answer, Floats, Ints, Record
 
 BLOCK = 8
 """Iterations that are averaged into one row."""
+LONG = 1.4
+"""Usual gaps beyond which a gap is a long one."""
 WARM = 2
 """Iterations left out after the last request of a batch has joined."""
 
@@ -69,19 +71,38 @@ def timeline(batch: tuple[Answer, ...]) -> Timeline | None:
     first, count = int(inside[0]), int(inside[-1] - inside[0] + 1)
     ends = np.full((len(batch), count), np.nan)
     contexts = np.zeros((len(batch), count), np.int64)
-    steps = np.arange(count)
-    middle = inside[len(inside) // 2]
-    for i, (answer, own) in enumerate(zip(batch, times, strict=True)):
-        ahead = int(np.nanargmin(np.abs(own - reference[middle]))) - int(middle)
-        at = first + ahead + steps
-        known = (at >= 0) & (at < len(own))
-        ends[i, known] = own[at[known]]
+    own = np.arange(first, first + count)
+    for i, (answer, times_s) in enumerate(zip(batch, times, strict=True)):
+        at = own + _ahead(times_s, reference, own)
+        known = (at >= 0) & (at < len(times_s))
+        ends[i, known] = times_s[at[known]]
         contexts[i] = answer.prompt_tokens + at
-    end_s = np.nanmedian(ends, axis=0) if len(batch) > 1 else ends[0]
+    if not np.isfinite(ends).any(axis=0).all():
+        ends[0, ~np.isfinite(ends).any(axis=0)] = np.inf
+    end_s = np.nanmedian(ends, axis=0)
+    end_s[np.isinf(end_s)] = np.nan
     keep = slice(WARM, None)
     return Timeline(
         end_s[keep], contexts.sum(axis=0)[keep].astype(np.float64), contexts.max(axis=0)[keep]
     )
+
+
+def _ahead(times_s: Floats, reference_s: Floats, own: Ints) -> int:
+    """Return by how many tokens a stream is ahead of the reference: the shift at which both get their
+    tokens at the same times, which uneven gaps make plain."""
+    middle_s = reference_s[own[len(own) // 2]]
+    if not np.isfinite(middle_s):
+        middle_s = float(np.nanmedian(reference_s[own]))
+    near = int(np.nanargmin(np.abs(times_s - middle_s))) - int(own[len(own) // 2])
+    best, best_s = near, np.inf
+    for shift in range(near - 2, near + 3):
+        at = own + shift
+        known = (at >= 0) & (at < len(times_s))
+        apart = np.abs(times_s[at[known]] - reference_s[own[known]])
+        apart = apart[np.isfinite(apart)]
+        if len(apart) >= min(4, len(own)) and apart.mean() < best_s:
+            best, best_s = shift, float(apart.mean())
+    return best
 
 
 def chunks(prompt_tokens: int, room: int) -> list[tuple[int, int]]:
@@ -103,9 +124,9 @@ def rows_of(record: Record, number: int, budget: int) -> list[Row]:
     plain = np.isfinite(gap_s)
     found = []
     for probe in record.probes:
-        if not len(probe.received_s):
-            continue
-        last = int(np.nanargmin(np.abs(line.end_s - probe.received_s[0]))) - 1
+        if probe.received_s[0] > line.end_s[-1]:
+            continue  # it waited until the batch had ended
+        last = _ending_gap(line.end_s, gap_s, float(probe.received_s[0]))
         pieces = chunks(probe.prompt_tokens, max(budget - b, 1))
         begin = last - len(pieces) + 1
         touched = np.searchsorted(line.end_s, probe.sent_s) - 1
@@ -142,6 +163,15 @@ def rows_of(record: Record, number: int, budget: int) -> list[Row]:
             )
         )
     return found
+
+
+def _ending_gap(end_s: Floats, gap_s: Floats, first_token_s: float) -> int:
+    """Return the gap that ends with a first token: the nearest, or the one before if that is long and
+    the nearest is not, for the head of an answer can be late."""
+    last = int(np.nanargmin(np.abs(end_s - first_token_s))) - 1
+    usual_s = float(np.nanmedian(gap_s))
+    late = last >= 1 and gap_s[last - 1] > LONG * usual_s and not gap_s[last] > LONG * usual_s
+    return last - 1 if late else last
 
 
 def trimmed_mean(values: Floats) -> float:

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from gpusched.cli import (
+    calibrate,
     calibrate_vote,
     catalog,
     compare,
@@ -37,6 +38,7 @@ app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
+app.command("calibrate")(calibrate.calibrate)
 app.command("calibrate-vote")(calibrate_vote.calibrate_vote)
 app.command("reproduce")(reproduce.reproduce)
 app.command("scale")(scale.scale)

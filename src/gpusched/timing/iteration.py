@@ -166,12 +166,17 @@ class TimingModel:
     def decode_tokens_s(self, batch: Floats) -> Floats:
         """Return a decode-only iteration at zero context; batches are padded to graph sizes."""
         b = np.asarray(batch, np.float64)
-        whole = self.tokens_s(self.padded(b)) + self.logits_s(b) + self.decode_fixed_s
+        whole = self.tokens_s(graph_size(b)) + self.logits_s(b) + self.decode_fixed_s
         return np.where(b > 0, whole, 0.0)
 
-    def padded(self, batch: Floats) -> Floats:
-        """Return the batch size that a decode-only iteration computes: the next captured graph's."""
-        return graph_size(batch)
+    def fractional_decode_s(self, batch: Floats) -> Floats:
+        """Return the same for batches that are means: between those of the whole numbers around."""
+        low, high = np.floor(batch), np.ceil(batch)
+        share = batch - low
+        whole = (
+            self.tokens_s(graph_size(low)) * (1 - share) + self.tokens_s(graph_size(high)) * share
+        )
+        return whole + self.logits_s(batch) + self.decode_fixed_s
 
     def at_imbalance(self, ratio: float) -> "TimingModel":
         """Return the engine with a measured or planned imbalance of experts in place of the fitted

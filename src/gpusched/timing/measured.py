@@ -1,19 +1,21 @@
 """Times of an engine as measured on it, free of data sheets.
 
 A file with a ``[measured]`` table, as ``gpusched calibrate`` writes it, says how long the iterations of
-one engine take. Wherever a spec or plan names such a file as its ``timing``, an iteration over ``n``
-tokens that samples ``s`` sequences (decodes, and prompts that end) takes::
+one engine take. Wherever a spec or plan names such a file as its ``timing``, an iteration takes::
 
-    fixed_s + tokens_s(n) + sequence_s s + context_s sum(c_i) [+ prompt_s + pair_s W if it carries prompts]
+    decodes alone, b of them     decode_s(b) + context_s sum(c_i)
+    with prompts, n tokens       tokens_s(n) + sequence_s s + context_s sum(c_i) + pair_s W
 
-with ``c_i`` the contexts of the decodes and ``W`` the query-key pairs of the prompts, the aggregates of
-``CompiledTiming``. ``tokens_s(n)`` is piecewise linear between the batch sizes measured.
+with ``c_i`` the contexts of the decodes, ``s`` the sequences sampled (decodes, and prompts that end) and
+``W`` the query-key pairs of the prompts: the aggregates of ``CompiledTiming``. Both tables are piecewise
+linear between the batch sizes measured and need not rise: kernels change with the size of a batch.
 """
 
 import json
 import tomllib
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,40 +32,51 @@ from gpusched.timing.operators import Floats
 Seconds = Annotated[float, Field(ge=0, le=1e5)]
 Range = tuple[int, int]
 
-PARAMETERS = ("fixed_s", "tokens_s", "sequence_s", "context_s", "prompt_s", "pair_s")
-
 
 class MeasuredIteration(Section):
-    """Seconds that the parts of an iteration take."""
+    """Seconds that iterations take."""
 
-    fixed_s: Seconds
-    """Of every iteration."""
-    tokens: tuple[int, ...] = Field(min_length=2, max_length=64)
-    """Batch sizes between which time is linear, rising from 1."""
-    tokens_s: tuple[Seconds, ...] = Field(min_length=2, max_length=64)
-    """What batches of ``tokens`` take beyond one of a single token."""
-    sequence_s: Seconds
-    context_s: Seconds
-    prompt_s: Seconds
-    """Of every iteration that carries prompt tokens."""
-    pair_s: Seconds
+    decode_batch: tuple[int, ...] = Field(min_length=1, max_length=256)
+    """Batch sizes, rising from 1."""
+    decode_s: tuple[Seconds, ...] = Field(min_length=1, max_length=256)
+    """Of iterations of as many decodes and no prompts, at no context."""
+    tokens: tuple[int, ...] = Field(min_length=1, max_length=256)
+    """Sizes of batches with prompts, rising."""
+    tokens_s: tuple[Seconds, ...] = Field(min_length=1, max_length=256)
+    """Of iterations of as many tokens, without what follows."""
+    sequence_s: Seconds = 0.0
+    """For each sequence of an iteration with prompts."""
+    context_s: Seconds = 0.0
+    """For each token of a decode's context."""
+    pair_s: Seconds = 0.0
+    """For each query-key pair of prompts."""
 
     @model_validator(mode="after")
-    def _check_table(self) -> "MeasuredIteration":
-        if len(self.tokens) != len(self.tokens_s):
-            raise ValueError(
-                f"tokens has {len(self.tokens)} entries, tokens_s {len(self.tokens_s)}; each batch "
-                "size needs its time"
-            )
-        for name, values in (("tokens", self.tokens), ("tokens_s", self.tokens_s)):
-            steps = np.diff(np.asarray(values, np.float64))
-            if (steps < 0).any() or (name == "tokens" and (steps == 0).any()):
-                raise ValueError(f"{name} must rise from entry to entry")
-        if self.tokens[0] != 1:
-            raise ValueError(f"tokens must begin with 1, got {self.tokens[0]}")
-        if self.fixed_s + self.sequence_s + self.tokens_s[-1] <= 0:
-            raise ValueError("an iteration takes no time at all")
+    def _check_tables(self) -> "MeasuredIteration":
+        for sizes_name, times_name in (("decode_batch", "decode_s"), ("tokens", "tokens_s")):
+            sizes, times = getattr(self, sizes_name), getattr(self, times_name)
+            if len(sizes) != len(times):
+                raise ValueError(
+                    f"{sizes_name} has {len(sizes)} entries, {times_name} {len(times)}; each batch size "
+                    "needs its time"
+                )
+            if sizes[0] < 1 or any(b <= a for a, b in pairwise(sizes)):
+                raise ValueError(f"{sizes_name} must rise from entry to entry, from 1 at least")
+            if min(times) <= 0:
+                raise ValueError(f"{times_name}: an iteration takes some time; got {min(times):g}")
+        if self.decode_batch[0] != 1:
+            raise ValueError(f"decode_batch must begin with 1, got {self.decode_batch[0]}")
         return self
+
+
+def piecewise(sizes: tuple[int, ...], times_s: tuple[float, ...], at: Floats) -> Floats:
+    """Return a table's times, constant before its first size and on by its last slope, if it rises."""
+    n = np.asarray(at, np.float64)
+    found = np.interp(n, np.asarray(sizes, np.float64), np.asarray(times_s, np.float64))
+    if len(sizes) > 1:
+        slope = max((times_s[-1] - times_s[-2]) / (sizes[-1] - sizes[-2]), 0.0)
+        found = found + np.maximum(n - sizes[-1], 0.0) * slope
+    return np.where(n > 0, found, 0.0)
 
 
 class RequestOverhead(Section):
@@ -101,7 +114,7 @@ class MeasuredError(Section):
 
 
 class Covariance(Section):
-    """Covariance of the fitted figures: ``names`` in order, ``tokens_s[i]`` those of the table."""
+    """Covariance of the fitted figures: ``names`` in order, those of tables as ``tokens_s[i]``."""
 
     names: tuple[str, ...]
     matrix: tuple[tuple[float, ...], ...]
@@ -145,30 +158,26 @@ class MeasuredEngine(Section):
     def __hash__(self) -> int:
         return hash((self.engine, self.model, self.iteration, self.request))
 
+    def decodes_s(self, batch: Floats) -> Floats:
+        """Return iterations of decodes alone, at no context."""
+        return piecewise(self.iteration.decode_batch, self.iteration.decode_s, batch)
+
     def batch_s(self, tokens: Floats) -> Floats:
-        """Return ``tokens_s(n)``: the table, continued by its last slope."""
-        known = np.asarray(self.iteration.tokens, np.float64)
-        times = np.asarray(self.iteration.tokens_s, np.float64)
-        n = np.asarray(tokens, np.float64)
-        slope = (times[-1] - times[-2]) / (known[-1] - known[-2])
-        return np.asarray(np.interp(n, known, times) + np.maximum(n - known[-1], 0.0) * slope)
+        """Return iterations with prompts by their tokens alone."""
+        return piecewise(self.iteration.tokens, self.iteration.tokens_s, tokens)
 
     def compile(self, max_tokens: int, max_seqs: int) -> CompiledTiming:
         """Return the times as arrays for batches of up to the given sizes."""
         parts, sequences = self.iteration, np.arange(max_seqs + 1, dtype=np.float64)
-        tokens_s = parts.fixed_s + self.batch_s(np.arange(max_tokens + 1, dtype=np.float64))
-        tokens_s[0] = 0.0
-        decode_s = parts.fixed_s + self.batch_s(sequences) + parts.sequence_s * sequences
-        decode_s[0] = 0.0
         return CompiledTiming(
-            tokens_s=tokens_s,
-            decode_s=decode_s,
+            tokens_s=self.batch_s(np.arange(max_tokens + 1, dtype=np.float64)),
+            decode_s=self.decodes_s(sequences),
             logits_s=parts.sequence_s * sequences,
             context_s=parts.context_s,
             window_context_s=0.0,
             window=0,
             decode_fixed_s=0.0,
-            prefill_fixed_s=parts.prompt_s,
+            prefill_fixed_s=0.0,
             work_s=parts.pair_s,
             window_work_s=0.0,
         )
@@ -201,9 +210,16 @@ class MeasuredModel(TimingModel):
         return self.measured
 
     def tokens_s(self, tokens: Floats) -> Floats:
-        """Return the part of an iteration that depends on its number of tokens alone."""
-        m = np.asarray(tokens, np.float64)
-        return np.where(m > 0, self.found.iteration.fixed_s + self.found.batch_s(m), 0.0)
+        """Return the part of an iteration with prompts that depends on its number of tokens alone."""
+        return self.found.batch_s(tokens)
+
+    def decode_tokens_s(self, batch: Floats) -> Floats:
+        """Return a decode-only iteration at zero context."""
+        return self.found.decodes_s(batch)
+
+    def fractional_decode_s(self, batch: Floats) -> Floats:
+        """Return the same for batches that are means."""
+        return self.found.decodes_s(batch)
 
     def compile(self, max_tokens: int = 8192, max_seqs: int = 1024) -> CompiledTiming:
         """Return the model as arrays for batches of up to the given sizes."""
@@ -217,19 +233,15 @@ class MeasuredModel(TimingModel):
         """Return what an iteration takes by its sequences."""
         return self.found.iteration.sequence_s * np.asarray(sequences, np.float64)
 
-    def padded(self, batch: Floats) -> Floats:
-        """Return the batch: steps of captured graphs are in the measured table."""
-        return np.asarray(batch, np.float64)
-
     @property
     def decode_fixed_s(self) -> float:
-        """Inside ``fixed_s``."""
+        """None."""
         return 0.0
 
     @property
     def prefill_fixed_s(self) -> float:
-        """Of an iteration that carries prompt tokens."""
-        return self.found.iteration.prompt_s
+        """None."""
+        return 0.0
 
     @property
     def context_s(self) -> float:
