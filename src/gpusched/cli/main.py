@@ -17,6 +17,7 @@ from gpusched.cli import (
     place,
     plan,
     reproduce,
+    review,
     scale,
     serve,
     serve_key,
@@ -48,6 +49,7 @@ app.command("serve")(serve.serve)
 app.command("serve-key")(serve_key.serve_key)
 app.add_typer(engine.app, name="engine")
 app.add_typer(place.app, name="place")
+app.add_typer(review.app, name="review")
 app.add_typer(trace.app, name="trace")
 app.add_typer(catalog.app, name="catalog")
 
