@@ -27,7 +27,8 @@ class VirtualEngine:
         self, truth: MeasuredEngine, *, kv_blocks: int = 8192, noise: float = 0.0,
         outliers: float = 0.0, seed: int = 0,
     ) -> None:  # fmt: skip
-        assert truth.max_num_seqs and truth.max_num_batched_tokens
+        assert truth.max_num_seqs
+        assert truth.max_num_batched_tokens
         self.truth = truth
         self.core = IterationEngine(
             truth.compile(8192, 512),

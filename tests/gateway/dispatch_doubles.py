@@ -62,7 +62,8 @@ class FakeRelay:
         self.open[exchange].append(engine)
 
     def refuse(self, exchange: Exchange, refusal: Refusal) -> None:
-        assert exchange.outcome == "open" and not self.open.get(exchange)
+        assert exchange.outcome == "open"
+        assert not self.open.get(exchange)
         exchange.outcome = "refused"
         exchange.refusal = refusal
         self.refusals.append((exchange, refusal))

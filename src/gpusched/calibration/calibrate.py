@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import nnls
@@ -25,7 +25,7 @@ from gpusched.calibration.limits import (
     token_budget,
 )
 from gpusched.calibration.rows import Row, chunks, rows_of
-from gpusched.calibration.stage import Floats, Record, Runner, Stage
+from gpusched.calibration.stage import Record, Runner, Stage
 from gpusched.errors import InputError
 from gpusched.timing.measured import (
     Covariance,

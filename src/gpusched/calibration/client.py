@@ -20,7 +20,7 @@ from gpusched.errors import InputError
 try:
     import aiohttp
 except ImportError:
-    aiohttp = None
+    aiohttp = None  # type: ignore[assignment]
 
 Result = TypeVar("Result")
 
