@@ -73,6 +73,8 @@ class GatewaySettings(Section):
     """Predicts output tokens, learning from answers."""
     class_header: str = "x-slo-class"
     priority_header: str = "x-priority"
+    session_header: str = "x-session-id"
+    """Names the conversation that a request belongs to."""
     keys: tuple[ClientKey, ...] = Field(default=(), max_length=100_000)
     """Clients; anybody who reaches the port if empty."""
     tls: Tls | None = None
@@ -104,9 +106,20 @@ class GatewaySettings(Section):
     """For open answers to end after SIGTERM."""
     request_log: str | None = None
     """Trace of the requests served, readable by ``gpusched simulate --trace``."""
+    request_log_mb: float = Field(default=1000.0, gt=0, le=1e6)
+    """Size at which the request log is set aside and another begun."""
+    request_log_files: int = Field(default=5, ge=1, le=10_000)
+    """Full ones kept beside the current one; the oldest go."""
+    log_level: Literal["info", "warning", "error", "off"] = "warning"
+    """Of JSON lines on standard error: a request is info, a refusal warning, a failure error."""
+    log_share: float = Field(default=1.0, ge=0, le=1)
+    """Of the requests at level info that get a line."""
     log_prompts: bool = False
-    otlp_endpoint: str | None = None
-    """Where OpenTelemetry spans go."""
+    """Whether lines hold the request's messages or prompt."""
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]+\S*$")
+    """Where OpenTelemetry spans go, over HTTP."""
+    otlp_share: float = Field(default=1.0, ge=0, le=1)
+    """Of the requests that get a span, where the caller has not decided."""
 
     @model_validator(mode="after")
     def _check_keys(self) -> "GatewaySettings":

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from gpusched.domain.document import Section
 from gpusched.domain.engine import PolicyName
+from gpusched.domain.gateway import EngineAddress
 
 FRONT = "front"
 """Where requests enter and answers leave."""
@@ -18,6 +19,8 @@ class NodeLayers(Section):
     first: int = Field(ge=0)
     """The first layer, counted from 0."""
     layers: int = Field(ge=1)
+    endpoint: EngineAddress | None = None
+    """Where a gateway sends the requests that enter at this node."""
 
 
 class Flow(Section):

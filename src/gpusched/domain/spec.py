@@ -104,24 +104,67 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(values.get("timing"), str):
         values["timing"] = absolute_path(values["timing"], folder)
     cascade = values.get("cascade")
-    if isinstance(cascade, dict) and isinstance(cascade.get("scores"), str):
-        values["cascade"] = {**cascade, "scores": absolute_path(cascade["scores"], folder)}
+    if isinstance(cascade, dict):
+        cascade = _resolve_file(cascade, "scores", folder)
+        if isinstance(cascade.get("stages"), list):
+            cascade["stages"] = [_resolve_stage(stage, folder) for stage in cascade["stages"]]
+        values["cascade"] = cascade
     if isinstance(values.get("cache"), dict):
         values["cache"] = resolve_cache(values["cache"], folder)
     values = resolve_policies(values, folder)
+    if isinstance(values.get("gateway"), dict):
+        values["gateway"] = _resolve_gateway(values["gateway"], folder)
     if isinstance(values.get("engine"), dict):
         values["engine"] = resolve_policies(values["engine"], folder)
     if isinstance(values.get("pools"), list):
-        values["pools"] = [
-            {**pool, "engine": resolve_policies(pool["engine"], folder)}
-            if isinstance(pool, dict) and isinstance(pool.get("engine"), dict)
-            else pool
-            for pool in values["pools"]
+        values["pools"] = [_resolve_pool(pool, folder) for pool in values["pools"]]
+    layers = values.get("layers")
+    if isinstance(layers, dict) and isinstance(layers.get("nodes"), list):
+        nodes = [
+            {**node, "endpoint": _resolve_file(node["endpoint"], "api_key_file", folder)}
+            if isinstance(node, dict) and "endpoint" in node
+            else node
+            for node in layers["nodes"]
         ]
+        values["layers"] = {**layers, "nodes": nodes}
     workload = values.get("workload")
     if isinstance(workload, dict) and isinstance(workload.get("trace"), str) and workload["trace"]:
         values["workload"] = {**workload, "trace": absolute_path(workload["trace"], folder)}
     return values
+
+
+def _resolve_file(section: Any, field: str, folder: Path) -> Any:
+    if isinstance(section, dict) and isinstance(section.get(field), str):
+        return {**section, field: absolute_path(section[field], folder)}
+    return dict(section) if isinstance(section, dict) else section
+
+
+def _resolve_gateway(gateway: dict[str, Any], folder: Path) -> dict[str, Any]:
+    for field in ("tokenizer", "request_log"):
+        gateway = _resolve_file(gateway, field, folder)
+    if isinstance(gateway.get("tls"), dict):
+        for field in ("certificate", "key"):
+            gateway["tls"] = _resolve_file(gateway["tls"], field, folder)
+    return gateway
+
+
+def _resolve_pool(pool: Any, folder: Path) -> Any:
+    if not isinstance(pool, dict):
+        return pool
+    pool = dict(pool)
+    if isinstance(pool.get("engine"), dict):
+        pool["engine"] = resolve_policies(pool["engine"], folder)
+    if isinstance(pool.get("endpoints"), list):
+        pool["endpoints"] = [
+            _resolve_file(endpoint, "api_key_file", folder) for endpoint in pool["endpoints"]
+        ]
+    return pool
+
+
+def _resolve_stage(stage: Any, folder: Path) -> Any:
+    if not isinstance(stage, dict) or not isinstance(stage.get("pools"), list):
+        return stage
+    return {**stage, "pools": [_resolve_pool(pool, folder) for pool in stage["pools"]]}
 
 
 def resolve_policies(values: dict[str, Any], folder: Path) -> dict[str, Any]:

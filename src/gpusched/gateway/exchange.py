@@ -10,6 +10,7 @@ One exchange passes, on one thread, with the time as an argument::
     recorder    metrics, spans, request log
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,6 +34,8 @@ class Refusal:
     param: str | None = None
     retry_after_s: float | None = None
     """Sent as Retry-After, rounded up to whole seconds."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """More headers of the answer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +56,8 @@ class Exchange:
     model: str = ""
     stream: bool = False
     choices: int = 1
+    prompt_bytes: int = 0
+    """Of the prompt's text; 0 where it came as token ids."""
     prompt_tokens: int = 0
     """Counted, or estimated until the engine has counted."""
     max_tokens: int | None = None
@@ -63,8 +68,12 @@ class Exchange:
     """Lower goes first."""
     client: str = ""
     """Name of its key."""
+    session: bytes = b""
+    """What the client calls the conversation; empty if it does not say."""
     prefix: tuple[int, ...] = ()
-    """Hashes of the prompt's leading blocks."""
+    """Hashes of the prompt's leading blocks, alike within one process only."""
+    charged_tokens: int = 0
+    """Taken off the client's allowance, to be corrected when it is over."""
 
     # Decided and observed.
     branch: str = ""
@@ -74,6 +83,12 @@ class Exchange:
     """Where its prefill ran, if elsewhere."""
     tried: list[int] = field(default_factory=list)
     """Engines that failed it."""
+    hedged: bool = False
+    """Whether a second engine was asked as well."""
+    refusal: Refusal | None = None
+    """With which it was refused."""
+    decision_s: float = float("nan")
+    """Time that admission and routing took to decide, waiting not counted."""
     sent_s: float = float("nan")
     first_byte_s: float = float("nan")
     """First byte of the answer's body."""
@@ -90,6 +105,8 @@ class Exchange:
     """``open``, ``ok``, ``refused``, ``failed``, ``cancelled``."""
     context: object = None
     """The recorder's own, such as a span."""
+    carrier: object = None
+    """The relay's own."""
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""
@@ -139,15 +156,33 @@ class Relay(Protocol):
         ...
 
 
+class EngineAt(Protocol):
+    """Where an engine is."""
+
+    url: str
+    api_key: bytes | None
+    """Which it asks for."""
+
+
 class Dispatcher(Protocol):
     """Admission and routing. Everything here returns at once."""
+
+    @property
+    def engines(self) -> Sequence[EngineAt]:
+        """All engines by index, those that have left included."""
+        ...
+
+    def body_for(self, exchange: Exchange, engine: int) -> bytes:
+        """Return the body that an engine gets: the exchange's own wherever possible."""
+        ...
 
     def submit(self, exchange: Exchange, now_s: float) -> None:
         """Send, hold or refuse a request through the relay, now or at a later event."""
         ...
 
     def began(self, exchange: Exchange, engine: int, now_s: float) -> None:
-        """Take in that an engine has given the first byte of an answer."""
+        """Take in that an engine has given the first byte of an answer, or, where prefill has an
+        engine of its own, that this engine's part is done."""
         ...
 
     def ended(self, exchange: Exchange, now_s: float) -> None:
@@ -156,7 +191,8 @@ class Dispatcher(Protocol):
 
     def failed(self, exchange: Exchange, engine: int, now_s: float, reason: str) -> bool:
         """Take in that an engine failed a request before its first byte; return whether another one
-        has been or will be asked. ``reason``: ``connect``, ``closed``, ``timeout``, ``status``."""
+        has been or will be asked. ``reason``: ``connect``, ``closed``, ``timeout``, ``status`` (an error of
+        the engine's), ``busy`` (429 or 503: it takes no more work)."""
         ...
 
     def left(self, exchange: Exchange, engine: int, now_s: float) -> None:
@@ -165,6 +201,42 @@ class Dispatcher(Protocol):
 
     def load_report(self, engine: int, header: bytes, now_s: float) -> None:
         """Take in an ORCA load report of an answer's headers."""
+        ...
+
+
+@dataclass(slots=True)
+class EngineStatus:
+    """One engine, as metrics and status page show it."""
+
+    url: str
+    pool: str = ""
+    role: str = "mixed"
+    models: tuple[str, ...] = ()
+    """Names by which it may be asked."""
+    up: bool = False
+    ejected: bool = False
+    ejections: int = 0
+    """Since the start."""
+    outstanding: int = 0
+    """Requests sent and not over."""
+    outstanding_tokens: float = 0.0
+    running: float | None = None
+    """Requests in its batch, as it reports."""
+    waiting: float | None = None
+    """Requests in its queue, as it reports."""
+    kv_usage: float | None = None
+    """Share of its KV cache in use, as it reports."""
+
+
+class Fleet(Protocol):
+    """What can be seen of the engines and of the requests held; asked once a second."""
+
+    def statuses(self) -> Sequence[EngineStatus]:
+        """Return the engines in the order of their indices; an index is never given twice."""
+        ...
+
+    def held(self) -> int:
+        """Return the number of requests that admission holds."""
         ...
 
 

@@ -13,6 +13,11 @@ Messages = Sequence[Mapping[str, Any]]
 class EndpointError(GpuschedError):
     """An endpoint gave no usable completion."""
 
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """Of the endpoint's answer, where it was not 200."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -67,6 +72,10 @@ class Endpoint:
     timeout_s: float = 600.0
     options: Mapping[str, Any] = field(default_factory=dict)
     """Sent with every request, such as ``temperature``."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent with every request, beside the key."""
+    connector: Any = None
+    """Connections shared with other endpoints (an aiohttp connector); left open on exit."""
     _session: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,11 +111,12 @@ class Endpoint:
                 raise InputError(
                     "asking endpoints needs aiohttp: pip install 'gpusched[sampling]'"
                 ) from None
-            headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+            key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
             self._session = aiohttp.ClientSession(
-                headers=headers,
+                headers={**key, **self.headers},
                 timeout=aiohttp.ClientTimeout(total=self.timeout_s),
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=self.connector or aiohttp.TCPConnector(limit=0),
+                connector_owner=self.connector is None,
             )
         return self._session
 
@@ -125,7 +135,8 @@ class Endpoint:
             async with session.post(address, json=body) as response:
                 if response.status != 200:
                     said = (await response.text())[:200]
-                    raise EndpointError(f"{address}: status {response.status}: {said}")
+                    problem = f"{address}: status {response.status}: {said}"
+                    raise EndpointError(problem, response.status)
                 return _sample(await response.json(content_type=None), address)
         except TimeoutError:
             raise EndpointError(f"{address}: no answer within {self.timeout_s:g} s") from None

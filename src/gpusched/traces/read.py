@@ -274,7 +274,10 @@ Sessions = tuple[NDArray[np.int32] | None, NDArray[np.int32] | None, NDArray[np.
 
 
 def _sessions(path: Path, table: pa.Table) -> Sessions:
-    """Return session, round and think time, where the file has all three."""
+    """Return session, round and think time, where the file has all three.
+
+    A row without a session is one of its own.
+    """
     names = table.column_names
     session_name = _pick(names, ("session_id", "session"))
     round_name = _pick(names, ("round", "turn"))
@@ -282,20 +285,25 @@ def _sessions(path: Path, table: pa.Table) -> Sessions:
     if session_name is None or round_name is None or think_name is None:
         return None, None, None
     keys = _codes(table.column(session_name))
+    alone = table.column(session_name).is_null().to_numpy()
     if "agent" in names:
         agents = _codes(table.column("agent"))
         keys = keys * (int(agents.max()) + 1) + agents
+    keys[alone] = -1 - np.arange(alone.sum())
     _, session = np.unique(keys, return_inverse=True)
-    turn = _numbers(path, table, round_name)
+    turn = _numbers(path, _zero_filled(table, round_name), round_name)
     order = np.lexsort((turn, session))
     starts = np.concatenate(([True], np.diff(session[order]) != 0))
     position = np.arange(len(order))
     rounds = np.empty(len(order), np.int32)
     rounds[order] = position - np.maximum.accumulate(np.where(starts, position, 0))
-    filled = table.column(think_name).fill_null(0.0)
-    index = table.column_names.index(think_name)
-    think = np.maximum(_numbers(path, table.set_column(index, think_name, filled), think_name), 0.0)
+    think = np.maximum(_numbers(path, _zero_filled(table, think_name), think_name), 0.0)
     return session.astype(np.int32), rounds, think
+
+
+def _zero_filled(table: pa.Table, name: str) -> pa.Table:
+    filled = pc.fill_null(table.column(name), 0)
+    return table.set_column(table.column_names.index(name), name, filled)
 
 
 def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -336,10 +344,8 @@ def _prefixes(
 ) -> Prefixes | None:
     names = table.column_names
     if "block_ids" in names:
-        metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
-        tokens = int(metadata.get(b"block_tokens", b"16"))
         offsets, ids = _lists(path, table, "block_ids")
-        return Prefixes(offsets, _dense(ids), tokens)
+        return Prefixes(offsets, _dense(ids), _block_tokens(path, table))
     if "hash_ids" in names:
         offsets, ids = _lists(path, table, "hash_ids")
         whole = np.minimum(np.diff(offsets), prompt // MOONCAKE_BLOCK_TOKENS)
@@ -349,6 +355,18 @@ def _prefixes(
         offsets, runs = _lists(path, table, "hash_runs")
         return _expand_runs(offsets, runs, _codes(table.column("session")))
     return None
+
+
+def _block_tokens(path: Path, table: pa.Table) -> int:
+    """Return the length of the blocks: of the file's metadata, or of its column."""
+    metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
+    if "block_tokens" not in table.column_names:
+        return int(metadata.get(b"block_tokens", b"16"))
+    sizes = set(table.column("block_tokens").drop_null().to_pylist()) or {16}
+    size = sizes.pop()
+    if sizes or not isinstance(size, int) or size < 1:
+        raise InputError(f"{path}: column 'block_tokens' must hold one positive whole number")
+    return size
 
 
 def _lists(path: Path, table: pa.Table, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -197,6 +197,29 @@ class StaggeredDispatcher:
             self._unloaded = any(not self._outstanding[e] for e in np.flatnonzero(idle))
         self._buffer.append(_Held(request, tokens, cached))
 
+    def cancel(self, request: Hashable) -> bool:
+        """Forget a request: its client has gone, or another engine serves it. Return whether it was
+        known."""
+        for held in self._buffer:
+            if held.request == request:
+                self._buffer.remove(held)
+                return True
+        for outstanding in self._outstanding:
+            for held in outstanding:
+                if held.request == request:
+                    outstanding.remove(held)
+                    return True
+        return False
+
+    def outstanding(self, engine: int) -> tuple[Hashable, ...]:
+        """Return the requests that an engine has been sent and is not known to have computed."""
+        return tuple(held.request for held in self._outstanding[engine])
+
+    def overdue(self) -> tuple[Hashable, ...]:
+        """Return the held requests that have been passed over more often than the limit."""
+        limit = self.settings.age_limit
+        return tuple(held.request for held in self._buffer if held.age > limit)
+
     def pass_ended(
         self,
         engine: int,

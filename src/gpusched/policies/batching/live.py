@@ -91,9 +91,26 @@ class LiveQueue:
         self._residents = 0
         self._iteration = 0
         self._budget = 0
+        self._free_tokens = 0
 
     def __len__(self) -> int:
         return len(self.waiting)
+
+    def warm_up(self) -> None:
+        """Have compiled what decisions call, so that the first request does not wait for it; the queue
+        must be empty."""
+        engine = Engine(0.0, 0, 2, self.limit_tokens, self.limit_tokens)
+        keys = [object(), object()]
+        for key in keys:
+            self.add(key, Request(0.0, 1, 0, 2, 0), engine)
+        for key in self.candidates(engine, 0, 4):
+            self.start(key)
+            self.prefilled(key, 1)
+        for key in keys:
+            if key in self.running:
+                self.finish(key)
+            else:
+                self.cancel(key)
 
     def add(self, key: Hashable, request: Request, engine: Engine, *, front: bool = False) -> None:
         """Queue a request; ``front`` puts a preempted one before those of equal standing."""
@@ -124,6 +141,7 @@ class LiveQueue:
         iteration's token budget; ``start`` lessens it.
         """
         self._iteration, self._budget = iteration, budget_tokens
+        self._free_tokens = engine.free_tokens
         if self.policy.gate == GROUPED:
             yield from self._group_candidates(engine.now_s)
             return
@@ -137,7 +155,7 @@ class LiveQueue:
                 yield key
                 if key in self.waiting:
                     break
-            elif len(passed) < self.policy.skip:
+            elif len(passed) < self.policy.skip and self._has_blocks(self.waiting[key]):
                 passed.append(key)
             else:
                 self._push_first(key)
@@ -152,6 +170,7 @@ class LiveQueue:
         request = entry.request
         target = request.prompt_tokens + request.produced_tokens
         chunks = -(-target // self._budget)
+        self._free_tokens -= self._held_at_once(entry)
         self._budget -= min(target, self._budget)
         if self.policy.gate == GROUPED:
             self._lists[0 if self._by_progress else entry.group].remove(key)
@@ -211,6 +230,12 @@ class LiveQueue:
         produced = 0 if self.policy.restart else request.produced_tokens
         again = request._replace(predicted_tokens=predicted, produced_tokens=produced)
         self.add(key, again, engine, front=True)
+
+    def standing(self, key: Hashable) -> tuple[float, int]:
+        """Return where a running request stands; who comes last is preempted first where a discipline
+        evicts by rank."""
+        entry = self.running[key]
+        return entry.rank, entry.number
 
     def release_s(self, now_s: float) -> float:
         """Return when the next held request may start though its group has not filled; infinite if
@@ -282,6 +307,14 @@ class LiveQueue:
             last, self.limit_tokens, self.block_slack,
         )  # fmt: skip
         return bool(delay == 0)
+
+    def _has_blocks(self, entry: _Entry) -> bool:
+        """Whether a request's blocks are free now: only who waits for what runs is passed over."""
+        return self._held_at_once(entry) <= self._free_tokens
+
+    def _held_at_once(self, entry: _Entry) -> int:
+        new = min(entry.request.prompt_tokens + entry.request.produced_tokens, self._budget)
+        return -(-new // (self.block_slack + 1)) * (self.block_slack + 1)
 
     def _on_time_candidates(self, now_s: float) -> Iterator[Hashable]:
         assert self.prefill_s is not None

@@ -185,9 +185,7 @@ class LengthHistory:
         key = self._key(prompt_tokens, priority)
         self.reserve(key + 1)
         self._sum += output_tokens
-        for row in (key, len(self.totals) - 1):
-            add(self.trees, row, bin_of(output_tokens), 1)
-            self.totals[row] += 1
+        _count(self.trees, self.totals, key, output_tokens)
 
     def predict(self, *, prompt_tokens: int = 1, priority: int = 0) -> int:
         """Return the predicted output tokens of a request that comes now."""
@@ -207,6 +205,15 @@ def _look_up(trees: Any, totals: Any, key: int, share: float) -> int:
 
 
 look_up = entry_kernel(_look_up)
+
+
+@entry_kernel
+def _count(trees: Any, totals: Any, key: int, output_tokens: int) -> None:
+    """Count an answer under its key and under all together."""
+    index = bin_of(output_tokens)
+    for row in (key, len(totals) - 1):
+        add(trees, row, index, 1)
+        totals[row] += 1
 
 
 @entry_kernel

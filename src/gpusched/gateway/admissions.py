@@ -1,0 +1,60 @@
+"""The admission that a plan names."""
+
+from gpusched.domain.plan import Plan
+from gpusched.errors import InputError
+from gpusched.gateway.admission import Admission, AtOnce, Desk
+from gpusched.gateway.asked import Asked
+from gpusched.gateway.deadlines import CallAt
+from gpusched.gateway.dispatcher import AdmissionOf
+from gpusched.gateway.engine_times import BUDGET_TOKENS, FIXED_S, TOKEN_S, EngineTimes, engine_times
+from gpusched.gateway.fleet import Group
+from gpusched.gateway.gated import Gated
+from gpusched.gateway.staggering import Staggered
+from gpusched.policies.admission.policy import CUSTOM, GATED, STAGGERED, admission_policy
+
+
+def admission_for(plan: Plan, call_at: CallAt) -> AdmissionOf:
+    """Return what makes the admission of each group of engines.
+
+    Raises:
+        InputError: no such policy, or the plan's engines are not of one kind where they must be.
+    """
+    policy = admission_policy(plan.admission)
+    times: dict[str, tuple[EngineTimes, int]] = {}
+    if policy.kind in (GATED, STAGGERED):
+        times = _times_of_groups(plan)
+
+    def of(desk: Desk, group: Group) -> Admission:
+        if policy.kind == CUSTOM:
+            assert policy.hold is not None
+            return Asked(desk, group, policy.hold)
+        if policy.kind == GATED:
+            return Gated(desk, group, policy, plan.slo.names, times[group.model][0], call_at)
+        if policy.kind == STAGGERED:
+            return Staggered(
+                desk, group, policy, times[group.model][1], times[group.model][0], call_at
+            )
+        return AtOnce(desk, group)
+
+    return of
+
+
+def _times_of_groups(plan: Plan) -> dict[str, tuple[EngineTimes, int]]:
+    """Return times and data-parallel units of the engines that requests enter, by model."""
+    if plan.layers is not None:
+        return {plan.model: (EngineTimes(FIXED_S, TOKEN_S, BUDGET_TOKENS), 1)}
+    stages = range(len(plan.cascade.stages)) if plan.cascade is not None else (None,)
+    found = {}
+    for stage in stages:
+        part = plan if stage is None else plan.stage_plan(stage)
+        pools = [pool for pool in part.pools if pool.role != "decode" and pool.endpoints]
+        if not pools:
+            continue  # said by whoever looks for the engines
+        kinds = {(pool.gpu, pool.layout, pool.engine.max_num_batched_tokens) for pool in pools}
+        if len(kinds) > 1:
+            raise InputError(
+                f"admission {plan.admission} plans for engines of one kind; the pools of "
+                f"{part.model} where requests enter are of {len(kinds)}"
+            )
+        found[part.model] = engine_times(part, pools[0]), pools[0].data_parallel_size
+    return found

@@ -1,0 +1,1 @@
+"""Endpoint picker for the Gateway API inference extension: Envoy carries the bytes, we decide."""

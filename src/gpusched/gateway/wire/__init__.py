@@ -1,0 +1,1 @@
+"""Connections of clients and engines, and the bytes between them."""

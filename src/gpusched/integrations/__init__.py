@@ -1,0 +1,1 @@
+"""Where plans and policies meet other software: engine plug-ins, exporters."""
