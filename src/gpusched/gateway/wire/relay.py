@@ -288,9 +288,9 @@ class Passage:
         """Ask the second engine, with what the first has said about where the cache lies."""
         self.relay.dispatcher.began(self.exchange, leg.pool.index, _monotonic())
         assert self.body is not None
+        # Without the cache's whereabouts the second engine prefills anew.
         with contextlib.suppress(ValueError):
             self.body = decode_body(self.body, answer)
-            pass
         engine, self.decode_at = self.decode_at, NOWHERE
         self.relay.start(self, engine, self.body, prefill=False)
 
