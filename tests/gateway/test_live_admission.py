@@ -108,7 +108,7 @@ def test_a_gate_keeps_one_prefill_an_engine():
     assert [engine.prefilling for engine in house.engines] == [1, 1]
     assert house.dispatcher.held() == 8
     for _ in range(10):
-        exchange = next(x for x in exchanges if x in house.relay.open and house.relay.open[x])
+        exchange = next(x for x in exchanges if house.relay.open.get(x))
         house.relay.begin(exchange, exchange.engine)
         assert max(engine.prefilling for engine in house.engines) <= 1
         house.relay.end(exchange)
@@ -222,7 +222,9 @@ events = st.lists(
 def test_no_exchange_is_lost_and_counters_return_to_zero(admission, data, tmp_path_factory):
     if admission == "mine":
         file = tmp_path_factory.getbasetemp() / "held.py"
-        file.write_text("def hold(request, fleet):\n    return 0.3 if fleet.requests > 4 else 0.0\n")
+        file.write_text(
+            "def hold(request, fleet):\n    return 0.3 if fleet.requests > 4 else 0.0\n"
+        )
         admission = f"{file}:hold"
     gateway = {"max_queued": 12, "max_wait_s": 20.0, "hedge_after_s": 1.0, "eject_after": 2}
 
