@@ -6,11 +6,8 @@ Every method returns at once and takes the time as an argument; what happens lat
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Self
 
-from gpusched.domain.gateway import GatewaySettings
 from gpusched.engines.orca import read_report
 from gpusched.engines.state import EngineState
 from gpusched.gateway.admission import Admission, Desk
@@ -28,7 +25,9 @@ from gpusched.gateway.exchange import (
 from gpusched.gateway.fleet import Engine, Fleet, Group, Lane
 from gpusched.gateway.flight import Flight
 from gpusched.gateway.health import Health
+from gpusched.gateway.limits import Limits
 from gpusched.gateway.models import Models, renamed
+from gpusched.gateway.refusals import busy, unknown_model, unreachable
 from gpusched.policies.routing import choice
 from gpusched.policies.routing.live import WeightedRouter
 from gpusched.policies.views import Request
@@ -41,25 +40,6 @@ FRESH_S = 5.0
 AdmissionOf = Callable[[Desk, Group], Admission]
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the dispatcher needs of a gateway's settings."""
-
-    max_queued: int = 4096
-    max_wait_s: float = 60.0
-    retries: int = 2
-    hedge_after_s: float | None = None
-    prefix_index_bytes: float = 64e6
-
-    @classmethod
-    def of(cls, gateway: GatewaySettings) -> Self:
-        """Return those of a plan's gateway."""
-        return cls(
-            gateway.max_queued, gateway.max_wait_s, gateway.retries, gateway.hedge_after_s,
-            gateway.prefix_index_mb * 1e6,
-        )  # fmt: skip
-
-
 class LiveDispatcher:
     """Sends, holds or refuses requests; see ``exchange.Dispatcher``."""
 
@@ -68,7 +48,7 @@ class LiveDispatcher:
         fleet: Fleet,
         models: Models,
         health: Health,
-        settings: Settings,
+        settings: Limits,
         admission_of: AdmissionOf,
         call_at: CallAt,
         seed: int = 0,
@@ -97,7 +77,7 @@ class LiveDispatcher:
         ]
         self._keeps_prefixes = any(admission.uses_prefixes for admission in self.admissions)
 
-    def _adopt(self, settings: Settings) -> None:
+    def _adopt(self, settings: Limits) -> None:
         self.settings = settings
         self._waits = Deadlines(
             self.call_at, settings.max_wait_s, lambda flight: not flight.held, self.reject
@@ -124,7 +104,7 @@ class LiveDispatcher:
         if exchange.model:
             group = self.models.group_of(exchange.model)
             if group < 0:
-                self.relay.refuse(exchange, _unknown(exchange.model))
+                self.relay.refuse(exchange, unknown_model(exchange.model, self.models.names))
                 return
         prompt, predicted = exchange.prompt_tokens, exchange.predicted_tokens
         request = Request(exchange.received_s, prompt, 0, predicted, exchange.slo_class)
@@ -251,24 +231,14 @@ class LiveDispatcher:
 
     def statuses(self) -> list[EngineStatus]:
         """Return the engines in the order of their indices, those that have left as not up."""
-        found = []
-        for engine in self.fleet.engines:
-            state = engine.state or EngineState()
-            found.append(
-                EngineStatus(
-                    engine.url, engine.pool, engine.role, engine.models or (), engine.usable,
-                    engine.out, engine.ejections, engine.requests, float(engine.tokens),
-                    state.running, state.waiting, state.kv_usage,
-                )
-            )  # fmt: skip
-        return found
+        return [engine.status for engine in self.fleet.engines]
 
     def held(self) -> int:
         """Return the number of requests that admission holds."""
         return self.holding
 
     def reload(
-        self, groups: list[Group], settings: Settings, admission_of: AdmissionOf, now_s: float
+        self, groups: list[Group], settings: Limits, admission_of: AdmissionOf, now_s: float
     ) -> None:
         """Go by other lanes: engines that stay keep their counters, requests that are held are
         offered anew, those under way go on."""
@@ -376,16 +346,9 @@ class LiveDispatcher:
             self.admissions[flight.group].drop(flight)
         flight.over = True
         self.flights.pop(flight.exchange, None)
-        if healthy:
-            refusal = Refusal(
-                429, "all engines are busy; try again later", "overloaded_error",
-                code="overloaded", retry_after_s=self.retry_after_s(now_s),
-            )  # fmt: skip
-        else:
-            refusal = Refusal(
-                503, "no engine can be reached; try again later", "overloaded_error",
-                code="no_engine", retry_after_s=self.health.readmit_after_s,
-            )  # fmt: skip
+        refusal = (
+            busy(self.retry_after_s(now_s)) if healthy else unreachable(self.health.readmit_after_s)
+        )
         self.relay.refuse(flight.exchange, refusal)
 
     def cached(self, flight: Flight) -> tuple[Engine | None, int]:
@@ -489,12 +452,6 @@ def _branch(lane: Lane, engine: Engine, affinity: int, exchange: Exchange) -> st
 
 def _needs_no_hedge(flight: Flight) -> bool:
     return flight.over or flight.held or flight.hedged or not flight.silent
-
-
-def _unknown(model: str) -> Refusal:
-    return Refusal(
-        404, f"the model {model!r} does not exist here", code="model_not_found", param="model"
-    )
 
 
 class _NoRelay:

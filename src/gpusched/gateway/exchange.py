@@ -159,9 +159,15 @@ class Relay(Protocol):
 class EngineAt(Protocol):
     """Where an engine is."""
 
-    url: str
-    api_key: bytes | None
-    """Which it asks for."""
+    @property
+    def url(self) -> str:
+        """Scheme, host and port."""
+        ...
+
+    @property
+    def api_key(self) -> bytes | None:
+        """Which it asks for."""
+        ...
 
 
 class Dispatcher(Protocol):

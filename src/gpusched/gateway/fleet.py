@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gpusched.engines.state import EngineState
+from gpusched.gateway.exchange import EngineStatus
 from gpusched.policies.routing.live import LiveRouter
 from gpusched.policies.views import Request
 
@@ -82,6 +83,25 @@ class Engine:
     def usable(self) -> bool:
         """Whether it takes requests."""
         return self.lane is not None and not self.out
+
+    @property
+    def status(self) -> EngineStatus:
+        """What metrics and status page show of it."""
+        state = self.state or EngineState()
+        return EngineStatus(
+            url=self.url,
+            pool=self.pool,
+            role=self.role,
+            models=self.models or (),
+            up=self.usable,
+            ejected=self.out,
+            ejections=self.ejections,
+            outstanding=self.requests,
+            outstanding_tokens=float(self.tokens),
+            running=state.running,
+            waiting=state.waiting,
+            kv_usage=state.kv_usage,
+        )
 
 
 @dataclass(eq=False)

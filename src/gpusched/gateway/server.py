@@ -50,12 +50,12 @@ class Rooms(Protocol):
 
     @property
     def recorder(self) -> Recorder:
-        """What is seen."""
+        """What is remembered."""
         ...
 
     @property
     def pages(self) -> Pages:
-        """Pages of the gateway's own."""
+        """What is shown."""
         ...
 
     def connect(self, front: Front, address: str) -> None:

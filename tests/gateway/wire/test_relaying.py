@@ -1,8 +1,8 @@
 """Answers pass through untouched, whatever engine and client do."""
 
 import asyncio
-import itertools
 import socket
+from itertools import pairwise
 
 import pytest
 from doubles import BODY, PATH, ask, ended, gateway_of, one_answer, post, run, until
@@ -46,7 +46,7 @@ def test_answer_and_body_are_the_same_bytes(answer):
 def test_any_cutting_of_an_answer_gives_the_same_bytes(cuts, stream):
     answer = STREAM if stream else plain()
     cuts = sorted({0, len(answer), *(cut for cut in cuts if cut < len(answer))})
-    parts = [answer[a:b] for a, b in itertools.pairwise(cuts)]
+    parts = [answer[a:b] for a, b in pairwise(cuts)]
 
     async def main():
         script = [step for part in parts for step in (part, 0.002)]

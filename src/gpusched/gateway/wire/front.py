@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpusched.gateway.exchange import CHAT, Exchange, Refusal
+from gpusched.gateway.pages import Page
 from gpusched.gateway.wire.client import ClientConnection
 from gpusched.gateway.wire.relay import Passage, WireRelay
 
@@ -17,34 +18,10 @@ SAMPLES = b'"gpusched"'
 """Field of a body that asks for several samples and a vote."""
 
 
-class Page(Protocol):
-    """An answer of the gateway's own."""
-
-    @property
-    def status(self) -> int:
-        """HTTP status."""
-        ...
-
-    @property
-    def content_type(self) -> str:
-        """Media type."""
-        ...
-
-    @property
-    def body(self) -> bytes:
-        """What it holds."""
-        ...
-
-    @property
-    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """Further headers."""
-        ...
-
-
 class Pages(Protocol):
     """Pages of the gateway's own."""
 
-    def answer(self, exchange: Exchange) -> "Page | Refusal | None":
+    def answer(self, exchange: Exchange) -> Page | Refusal | None:
         """Return the page asked for; none if it is not one of these."""
         ...
 
@@ -57,7 +34,7 @@ class Answers(Protocol):
         ...
 
 
-Route = Callable[[Exchange, float], "Page | Refusal"]
+Route = Callable[[Exchange, float], Page | Refusal]
 
 
 class Front:
@@ -162,7 +139,7 @@ class Front:
             client.answer_body(page.status, kind, page.body, page.headers)
         return True
 
-    def _show(self, passage: Passage, page: "Page | Refusal") -> None:
+    def _show(self, passage: Passage, page: Page | Refusal) -> None:
         if isinstance(page, Refusal):
             self.relay.refuse(passage.exchange, page)
             return

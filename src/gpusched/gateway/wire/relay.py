@@ -288,7 +288,7 @@ class Passage:
         """Ask the second engine, with what the first has said about where the cache lies."""
         self.relay.dispatcher.began(self.exchange, leg.pool.index, _monotonic())
         assert self.body is not None
-        # Without the cache's whereabouts the second engine prefills anew.
+        # Without word of where the cache lies, the second engine prefills anew.
         with contextlib.suppress(ValueError):
             self.body = decode_body(self.body, answer)
         engine, self.decode_at = self.decode_at, NOWHERE
