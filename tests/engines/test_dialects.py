@@ -58,7 +58,10 @@ fragments = st.sampled_from(
 )  # fmt: skip
 
 
-@given(st.lists(fragments | st.text(max_size=5), max_size=40).map("".join), st.sampled_from(list(DIALECTS)))
+@given(
+    st.lists(fragments | st.text(max_size=5), max_size=40).map("".join),
+    st.sampled_from(list(DIALECTS)),
+)
 def test_garbage_never_raises_and_gives_counts_only(text, dialect):
     detect(text)
     state = read_metrics(text, dialect)
@@ -70,8 +73,16 @@ def test_garbage_never_raises_and_gives_counts_only(text, dialect):
     ("header", "waiting", "kv_usage"),
     [
         # As vLLM 0.32 sends it.
-        (b"TEXT named_metrics.num_requests_waiting=2.0, named_metrics.kv_cache_usage_perc=0.25", 2, 0.25),
-        (b'JSON {"named_metrics": {"num_requests_waiting": 2, "kv_cache_usage_perc": 0.25}}', 2, 0.25),
+        (
+            b"TEXT named_metrics.num_requests_waiting=2.0, named_metrics.kv_cache_usage_perc=0.25",
+            2,
+            0.25,
+        ),
+        (
+            b'JSON {"named_metrics": {"num_requests_waiting": 2, "kv_cache_usage_perc": 0.25}}',
+            2,
+            0.25,
+        ),
         (b"named_metrics.num_requests_waiting=2", 2, None),
     ],
 )
@@ -80,7 +91,9 @@ def test_load_reports_are_read(header, waiting, kv_usage):
     assert (report.waiting, report.kv_usage) == (waiting, kv_usage)
 
 
-@pytest.mark.parametrize("header", [b"", b"TEXT", b"JSON {", b"JSON [1]", b"BIN \xff\x00", b"TEXT a=b"])
+@pytest.mark.parametrize(
+    "header", [b"", b"TEXT", b"JSON {", b"JSON [1]", b"BIN \xff\x00", b"TEXT a=b"]
+)
 def test_a_report_that_says_nothing_is_none(header):
     assert read_report(header) is None
 

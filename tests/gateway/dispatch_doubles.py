@@ -62,7 +62,8 @@ class FakeRelay:
         self.open[exchange].append(engine)
 
     def refuse(self, exchange: Exchange, refusal: Refusal) -> None:
-        assert exchange.outcome == "open" and not self.open.get(exchange)
+        assert exchange.outcome == "open"
+        assert not self.open.get(exchange)
         exchange.outcome = "refused"
         exchange.refusal = refusal
         self.refusals.append((exchange, refusal))
@@ -139,7 +140,9 @@ def plan_of(
     first: int = 0,
     **fields: Any,
 ) -> Plan:
-    endpoints: list[Any] = [{"url": f"http://127.0.0.1:{22000 + first + i}"} for i in range(engines)]
+    endpoints: list[Any] = [
+        {"url": f"http://127.0.0.1:{22000 + first + i}"} for i in range(engines)
+    ]
     for address, weight in zip(endpoints, weights or [], strict=False):
         address["weight"] = weight
     single = {

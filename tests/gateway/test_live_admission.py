@@ -1,5 +1,8 @@
 """Admission over live engines: staggered release, gates, a user's own function."""
 
+import random
+from typing import Any
+
 import numpy as np
 import pytest
 from dispatch_doubles import House, plan_of
@@ -7,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpusched.errors import InputError
+from gpusched.gateway.exchange import Exchange
 from gpusched.gateway.gated import Gated
 from gpusched.gateway.staggering import Staggered
 
@@ -108,7 +112,7 @@ def test_a_gate_keeps_one_prefill_an_engine():
     assert [engine.prefilling for engine in house.engines] == [1, 1]
     assert house.dispatcher.held() == 8
     for _ in range(10):
-        exchange = next(x for x in exchanges if x in house.relay.open and house.relay.open[x])
+        exchange = next(x for x in exchanges if house.relay.open.get(x))
         house.relay.begin(exchange, exchange.engine)
         assert max(engine.prefilling for engine in house.engines) <= 1
         house.relay.end(exchange)
@@ -194,87 +198,72 @@ def test_held_requests_survive_a_reload_of_any_admission(admission):
     house = House(plan_of(1, admission=admission))
     exchanges = [house.submit(stream=True) for _ in range(5)]
     house.clock.move(0.5)
+    before = house.dispatcher.admissions[0]
     house.rooms.reload(plan_of(2), 0.5)
     assert house.dispatcher.held() == 0
+    assert before.waiting() == []
     for exchange in exchanges:
         house.relay.answer(exchange)
     house.clock.move(5.0)
     assert house.loads() == [0, 0]
 
 
-events = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["submit", "submit", "submit", "begin", "end", "fail", "cancel", "move", "back",
-             "hedge", "reload", "silent", "cut"]
-        ),
-        st.integers(0, 1000),
-    ),
-    min_size=1,
-    max_size=70,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "admission", ["none", "staggered", "gate-and-route", "gate-and-route-credit", "mine"]
+ACTIONS = (
+    *("submit", "submit", "submit", "submit", "begin", "begin", "end", "end"),
+    *("fail", "fail", "cancel", "move", "back", "reload", "silent", "cut"),
 )
-@given(data=events)
-def test_no_exchange_is_lost_and_counters_return_to_zero(admission, data, tmp_path_factory):
-    if admission == "mine":
-        file = tmp_path_factory.getbasetemp() / "held.py"
-        file.write_text("def hold(request, fleet):\n    return 0.3 if fleet.requests > 4 else 0.0\n")
-        admission = f"{file}:hold"
+events = st.lists(
+    st.tuples(st.sampled_from(ACTIONS), st.integers(0, 999)), min_size=10, max_size=60
+)
+
+ADMISSIONS = ("none", "staggered", "gate-and-route", "gate-and-route-credit", "mine")
+
+
+@pytest.fixture(scope="module")
+def own_admission(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("own") / "held.py"
+    file.write_text("def hold(request, fleet):\n    return 0.3 if fleet.requests > 4 else 0.0\n")
+    return f"{file}:hold"
+
+
+@pytest.mark.parametrize("admission", ADMISSIONS)
+@given(steps=events)
+def test_no_exchange_is_lost_and_counters_return_to_zero(admission, steps, own_admission):
+    play(own_admission if admission == "mine" else admission, steps)
+
+
+@pytest.mark.parametrize("admission", ADMISSIONS)
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_lost_in_a_long_run(admission, seed, own_admission):
+    draw = random.Random(seed)
+    steps = [(draw.choice(ACTIONS), draw.randrange(1000)) for _ in range(1500)]
+    reached = play(own_admission if admission == "mine" else admission, steps)
+    assert {"ok", "failed", "cancelled"} <= reached["outcomes"]
+    assert reached["hedges"] > 0
+    assert reached["ejections"] > 2
+    assert reached["retried"] > 10
+
+
+def play(admission: str, steps: list[tuple[str, int]]) -> dict[str, Any]:
+    """Let things happen to a gateway, hold its counts against what is known, then let all end."""
     gateway = {"max_queued": 12, "max_wait_s": 20.0, "hedge_after_s": 1.0, "eject_after": 2}
 
     def plan(engines: int):
         return plan_of(
-            engines, admission=admission, routing="prefix-affinity", slo=TWO, gateway=gateway,
+            engines,
+            admission=admission,
+            routing="prefix-affinity",
+            slo=TWO,
+            gateway=gateway,
             engine={"max_num_seqs": 3},
-        )  # fmt: skip
+        )
 
     house = House(plan(3))
-    relay, dispatcher, clock = house.relay, house.dispatcher, house.clock
-    exchanges = []
-    for action, number in data:
-        open_ = [x for x in relay.open if relay.open[x]]
-        silent = [x for x in open_ if x not in begun(house)]
-        if action == "submit":
-            out = {e.index for e in house.engines if e.out}
-            before = len(relay.sends)
-            exchanges.append(
-                house.submit(
-                    stream=number % 3 > 0, slo_class=number % 2, priority=number % 4,
-                    prompt_tokens=1 + number, prefix=(number % 5, number % 7),
-                )
-            )  # fmt: skip
-            assert not out & {engine for _, engine, _ in relay.sends[before:]}
-        elif action == "begin" and silent:
-            x = silent[number % len(silent)]
-            relay.begin(x, relay.open[x][number % len(relay.open[x])])
-        elif action in ("end", "cut", "cancel") and open_:
-            x = open_[number % len(open_)]
-            if action != "cancel" and x in silent:
-                relay.begin(x, relay.open[x][0])
-            relay.end(x, outcome={"end": "ok", "cut": "failed", "cancel": "cancelled"}[action])
-        elif action == "cancel":
-            waiting = [x for x in exchanges if x.outcome == "open" and x not in relay.open]
-            if waiting:
-                relay.end(waiting[number % len(waiting)], outcome="cancelled")
-        elif action == "fail" and silent:
-            x = silent[number % len(silent)]
-            reason = ("connect", "closed", "timeout", "status", "busy")[number % 5]
-            if not relay.fail(x, relay.open[x][0], reason) and not relay.open[x]:
-                relay.end(x, outcome="failed")
-        elif action == "move":
-            clock.move(clock.now_s + number / 200.0)
-        elif action == "back":
-            for engine in house.engines:
-                dispatcher.health.probed(engine, number % 2 == 0, clock.now_s)
-        elif action == "silent":
-            dispatcher.silent(house.engines[number % 3], clock.now_s)
-        elif action == "reload":
-            house.rooms.reload(plan(2 + number % 2), clock.now_s)
+    exchanges: list[Exchange] = []
+    for action, number in steps:
+        step(house, plan, exchanges, action, number)
         check(house, exchanges)
+    relay, dispatcher, clock = house.relay, house.dispatcher, house.clock
     for _ in range(200):
         for engine in house.engines:
             dispatcher.health.probed(engine, True, clock.now_s)
@@ -291,6 +280,60 @@ def test_no_exchange_is_lost_and_counters_return_to_zero(admission, data, tmp_pa
     assert house.loads() == [0] * len(house.engines)
     assert all(e.tokens == 0 and e.prefilling == 0 for e in house.engines)
     assert dispatcher.held() == 0
+    return {
+        "outcomes": {x.outcome for x in exchanges},
+        "hedges": len(relay.hedges),
+        "ejections": dispatcher.health.ejections,
+        "retried": dispatcher.retried,
+    }
+
+
+def step(house: House, plan: Any, exchanges: list[Exchange], action: str, number: int) -> None:
+    """Let one thing happen, if it can."""
+    relay, dispatcher, clock = house.relay, house.dispatcher, house.clock
+    open_ = [x for x in relay.open if relay.open[x]]
+    silent = [x for x in open_ if x not in begun(house)]
+    out = {e.index for e in house.engines if e.out}
+    before = len(relay.sends)
+    if action == "submit":
+        exchanges.append(
+            house.submit(
+                stream=number % 3 > 0,
+                slo_class=number % 2,
+                priority=number % 4,
+                prompt_tokens=1 + number,
+                prefix=(number % 5, number % 7),
+            )
+        )
+    elif action == "begin" and silent:
+        x = silent[number % len(silent)]
+        relay.begin(x, relay.open[x][number % len(relay.open[x])])
+    elif action in ("end", "cut", "cancel") and open_:
+        x = open_[number % len(open_)]
+        if action != "cancel" and x in silent:
+            relay.begin(x, relay.open[x][0])
+        relay.end(x, outcome={"end": "ok", "cut": "failed", "cancel": "cancelled"}[action])
+    elif action == "cancel":
+        waiting = [x for x in exchanges if x.outcome == "open" and x not in relay.open]
+        if waiting:
+            relay.end(waiting[number % len(waiting)], outcome="cancelled")
+    elif action == "fail" and silent:
+        x = silent[number % len(silent)]
+        reason = ("connect", "closed", "timeout", "status", "busy")[number % 5]
+        if not relay.fail(x, relay.open[x][0], reason) and not relay.open[x]:
+            relay.end(x, outcome="failed")
+    elif action == "move":
+        clock.move(clock.now_s + number / 200.0)
+    elif action == "silent":
+        dispatcher.silent(house.engines[number % 3], clock.now_s)
+    elif action == "reload":
+        house.rooms.reload(plan(2 + number % 2), clock.now_s)
+    elif action == "back":
+        for engine in house.engines:
+            dispatcher.health.probed(engine, number % 2 == 0, clock.now_s)
+        return
+    # An ejected engine gets nothing: in this run no request is sent to one.
+    assert not out & {engine for _, engine, _ in relay.sends[before:]}
 
 
 def begun(house: House) -> set:

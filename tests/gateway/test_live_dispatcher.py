@@ -117,13 +117,21 @@ def test_a_request_that_waits_too_long_is_refused_with_a_time_to_come_again():
 
 
 def test_seats_are_kept_and_the_rest_goes_by_priority():
-    house = House(plan_of(2, engine={"max_num_seqs": 2}, slo={
-        "chat": {"ttft_ms": 500}, "batch": {"e2e_ms": 60000}}))
+    house = House(
+        plan_of(
+            2,
+            engine={"max_num_seqs": 2},
+            slo={"chat": {"ttft_ms": 500}, "batch": {"e2e_ms": 60000}},
+        )
+    )
     running = [house.submit() for _ in range(8)]
     assert house.loads() == [4, 4]
     late = [
-        house.submit(slo_class=1), house.submit(slo_class=0), house.submit(priority=-5, slo_class=1),
-        house.submit(priority=3), house.submit(slo_class=0),
+        house.submit(slo_class=1),
+        house.submit(slo_class=0),
+        house.submit(priority=-5, slo_class=1),
+        house.submit(priority=3),
+        house.submit(slo_class=0),
     ]
     assert house.dispatcher.held() == 5
     for exchange in running:
@@ -177,7 +185,10 @@ def test_hedging_asks_one_more_engine_and_counts_both():
     assert [x for x, _ in house.relay.hedges] == [exchange]
     (_, second), first = house.relay.hedges[0], exchange.engine
     assert second != first
-    assert house.engines[first].requests == house.engines[second].requests == 1 or second == quick.engine
+    assert (
+        house.engines[first].requests == house.engines[second].requests == 1
+        or second == quick.engine
+    )
     house.relay.begin(exchange, second)
     assert exchange.engine == second
     house.relay.end(exchange)
@@ -223,12 +234,12 @@ def test_a_silent_engine_is_passed_by_and_others_asked_for_what_it_owes():
 def test_one_hot_engine_does_not_switch_affinity_off_for_the_others():
     house = House(plan_of(4, routing="prefix-affinity"))
     for engine in range(4):
-        house.dispatcher.prefixes.remember((engine,), engine)
+        house.dispatcher.affinities.prefixes.remember((engine,), engine)
     hot = [house.submit(prefix=(0,)) for _ in range(200)]
     assert len({x.engine for x in hot}) > 1  # spills over
     least = min(house.loads())
     for engine in (1, 2, 3):
-        house.dispatcher.prefixes.remember((engine,), engine)
+        house.dispatcher.affinities.prefixes.remember((engine,), engine)
         assert house.submit(prefix=(engine,)).engine == engine
         assert house.submit(prefix=(engine,)).branch == "affinity"
     miss = house.submit(prefix=(99,))
@@ -253,25 +264,34 @@ def test_weights_share_the_work():
 
 
 def test_weights_are_the_flows_into_the_entry_nodes_of_a_plan_of_layers():
-    nodes = [
-        {"node": f"n-{i}", "first": 0 if i < 2 else 16, "layers": 16} for i in range(4)
-    ]
+    nodes = [{"node": f"n-{i}", "first": 0 if i < 2 else 16, "layers": 16} for i in range(4)]
     for i in (0, 1):
         nodes[i]["endpoint"] = f"http://127.0.0.1:{22100 + i}"
-    flows = [(("front", "n-0"), 30.0), (("front", "n-1"), 90.0), (("n-0", "n-2"), 30.0),
-             (("n-1", "n-3"), 90.0), (("n-2", "front"), 30.0), (("n-3", "front"), 90.0)]
+    flows = [
+        (("front", "n-0"), 30.0),
+        (("front", "n-1"), 90.0),
+        (("n-0", "n-2"), 30.0),
+        (("n-1", "n-3"), 90.0),
+        (("n-2", "front"), 30.0),
+        (("n-3", "front"), 90.0),
+    ]
     values = {
-        "gpusched": "plan/1", "model": MODEL, "weights_dtype": "bf16",
+        "gpusched": "plan/1",
+        "model": MODEL,
+        "weights_dtype": "bf16",
         "cluster": {"nodes": [{"name": "n", "count": 4, "gpu": "l40s", "gpus": 1}]},
         "layers": {"nodes": nodes, "flows": [{"ends": e, "tokens_per_s": f} for e, f in flows]},
-        "workload": {"profile": "chat", "rate_rps": 1.0}, "slo": {"ttft_ms": 1000},
+        "workload": {"profile": "chat", "rate_rps": 1.0},
+        "slo": {"ttft_ms": 1000},
     }
     values["layers"]["nodes"] = nodes
     plan = plan_from(values)
     house = House(plan)
     for _ in range(400):
         house.relay.answer(house.submit(), 50)
-    assert [sum(e == i for _, e, _ in house.relay.sends) for i in (0, 1)] == pytest.approx([100, 300], abs=4)
+    assert [sum(e == i for _, e, _ in house.relay.sends) for i in (0, 1)] == pytest.approx(
+        [100, 300], abs=4
+    )
     del nodes[1]["endpoint"]
     with pytest.raises(InputError, match="requests enter at node n-1; give its address"):
         House(plan_from(values))
@@ -280,10 +300,24 @@ def test_weights_are_the_flows_into_the_entry_nodes_of_a_plan_of_layers():
 def test_prefill_and_decode_engines_are_chosen_together():
     address = "http://127.0.0.1:{}".format
     base = {"nodes": "n", "gpu": "l40s", "replicas": 2}
-    house = House(plan_of(pools=[
-        {**base, "name": "p", "role": "prefill", "endpoints": [address(22200), address(22201)]},
-        {**base, "name": "d", "role": "decode", "endpoints": [address(22202), address(22203)]},
-    ]))
+    house = House(
+        plan_of(
+            pools=[
+                {
+                    **base,
+                    "name": "p",
+                    "role": "prefill",
+                    "endpoints": [address(22200), address(22201)],
+                },
+                {
+                    **base,
+                    "name": "d",
+                    "role": "decode",
+                    "endpoints": [address(22202), address(22203)],
+                },
+            ]
+        )
+    )
     exchange = house.submit()
     assert house.relay.sends == [(exchange, exchange.engine, exchange.prefill_engine)]
     assert exchange.prefill_engine in (0, 1)
@@ -318,18 +352,32 @@ def test_users_own_routing_decides_and_its_faults_are_counted(tmp_path):
 
 def test_models_of_a_cascade_are_asked_by_name():
     def stage(model: str, port: int) -> dict:
-        pool = {"name": model, "nodes": "n", "gpu": "l40s", "replicas": 1,
-                "endpoints": [f"http://127.0.0.1:{port}"]}
+        pool = {
+            "name": model,
+            "nodes": "n",
+            "gpu": "l40s",
+            "replicas": 1,
+            "endpoints": [f"http://127.0.0.1:{port}"],
+        }
         return {"model": model, "weights_dtype": "bf16", "pools": [pool]}
 
-    plan = plan_from({
-        "gpusched": "plan/1", "model": "llama-3.1-8b", "weights_dtype": "bf16",
-        "cluster": {"nodes": [{"name": "n", "count": 4, "gpu": "l40s", "gpus": 1}]},
-        "cascade": {"stages": [stage("qwen3-8b", 22300), stage("llama-3.1-8b", 22301)],
-                    "scores": "s.csv", "models": ["qwen3-8b", "llama-3.1-8b"], "quality": 0.5},
-        "workload": {"profile": "chat", "rate_rps": 1.0}, "slo": {"ttft_ms": 1000},
-        "gateway": {"served_model_name": "big"},
-    })
+    plan = plan_from(
+        {
+            "gpusched": "plan/1",
+            "model": "llama-3.1-8b",
+            "weights_dtype": "bf16",
+            "cluster": {"nodes": [{"name": "n", "count": 4, "gpu": "l40s", "gpus": 1}]},
+            "cascade": {
+                "stages": [stage("qwen3-8b", 22300), stage("llama-3.1-8b", 22301)],
+                "scores": "s.csv",
+                "models": ["qwen3-8b", "llama-3.1-8b"],
+                "quality": 0.5,
+            },
+            "workload": {"profile": "chat", "rate_rps": 1.0},
+            "slo": {"ttft_ms": 1000},
+            "gateway": {"served_model_name": "big"},
+        }
+    )
     house = House(plan)
     assert house.submit(model="qwen3-8b").engine == 0
     assert house.submit(model="llama-3.1-8b").engine == 1
@@ -341,7 +389,9 @@ def test_models_of_a_cascade_are_asked_by_name():
     assert unknown.refusal.status == 404
     assert unknown.refusal.code == "model_not_found"
     body = b'{"model":"big","prompt":"x","strange":[1]}'
-    assert house.dispatcher.body_for(house.exchange(model="big", body=body), 1) == body.replace(b"big", b"large")
+    assert house.dispatcher.body_for(house.exchange(model="big", body=body), 1) == body.replace(
+        b"big", b"large"
+    )
     assert house.dispatcher.body_for(house.exchange(model="large", body=body), 1) is body
 
 
@@ -390,8 +440,14 @@ def test_held_requests_survive_a_reload():
         ({"engines": 0}, "no pool of llama-3.1-8b in which requests enter has endpoints"),
         ({"routing": "ampd"}, "no live form"),
         ({"routing": "swarm"}, "unknown routing policy|no live form"),
-        ({"pool": {"endpoints": ["http://a:1", "http://a:1"]}}, "is an endpoint of pool main already"),
-        ({"pool": {"endpoints": [{"url": "http://a:1", "api_key_file": "/no/such"}]}}, "cannot read it"),
+        (
+            {"pool": {"endpoints": ["http://a:1", "http://a:1"]}},
+            "is an endpoint of pool main already",
+        ),
+        (
+            {"pool": {"endpoints": [{"url": "http://a:1", "api_key_file": "/no/such"}]}},
+            "cannot read it",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_served_says_why(change, message):

@@ -49,7 +49,9 @@ def trace_of(requests: int, seed: int) -> Trace:
     return Trace(arrival_s, prompt, output, prefix=prefix)
 
 
-def simulated(trace: Trace, routing: str, seed: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+def simulated(
+    trace: Trace, routing: str, seed: int
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     pool = Pool(
         "main", TIMING, 100_000, replicas=ENGINES, max_num_seqs=4096, max_num_batched_tokens=8192
     )
@@ -63,7 +65,9 @@ def served(
 ) -> tuple[list[int], list[str]]:
     expected = expected_output_tokens(trace)
     house = House(
-        plan_of(ENGINES, routing=routing, engine={"max_num_seqs": 4096, "max_num_batched_tokens": 8192}),
+        plan_of(
+            ENGINES, routing=routing, engine={"max_num_seqs": 4096, "max_num_batched_tokens": 8192}
+        ),
         seed=seed,
     )
     events = sorted(
@@ -83,7 +87,9 @@ def served(
         else:
             house.relay.answer(exchanges[i], int(trace.output_tokens[i]))
     assert house.loads() == [0] * ENGINES
-    return [exchanges[i].engine for i in range(len(trace))], [exchanges[i].branch for i in range(len(trace))]
+    return [exchanges[i].engine for i in range(len(trace))], [
+        exchanges[i].branch for i in range(len(trace))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,9 @@ def test_the_gateway_chooses_as_the_simulator_does(routing, tmp_path: Path):
         assert 0.2 < share < 1.0
 
 
-@pytest.mark.parametrize("name", [n for n, p in ROUTING.items() if p.kind <= choice.SESSION_AFFINITY])
+@pytest.mark.parametrize(
+    "name", [n for n, p in ROUTING.items() if p.kind <= choice.SESSION_AFFINITY]
+)
 def test_a_live_router_is_the_policys_own_function(name):
     rng = np.random.default_rng(0)
     policy = routing_policy(name)

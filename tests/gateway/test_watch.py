@@ -47,8 +47,18 @@ def test_load_of_others_is_what_is_reported_beyond_our_own():
     assert house.router_loads()[0] == 7
 
 
-@pytest.mark.parametrize("answer", [(200, "garbage {{{"), (200, ""), (500, "oops"), (404, ""), TimeoutError,
-                                    ConnectionRefusedError, (200, "vllm:num_requests_running NaN\n")])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, "garbage {{{"),
+        (200, ""),
+        (500, "oops"),
+        (404, ""),
+        TimeoutError,
+        ConnectionRefusedError,
+        (200, "vllm:num_requests_running NaN\n"),
+    ],
+)
 def test_bad_or_missing_metrics_never_take_an_engine_out(answer):
     house = House(plan_of(2, gateway={"eject_after": 1}))
     watch = watch_of(house, lambda url: answer)
@@ -105,8 +115,11 @@ def test_models_slots_and_context_are_learned():
     house = House(plan_of(2, gateway={"served_model_name": "mine"}))
     listed = '{"data": [{"id": "tiny", "meta": {"n_ctx_train": 4096}}]}'
     props = '{"total_slots": 4, "default_generation_settings": {"n_ctx": 512}}'
-    texts = {"models": listed, "props": props,
-             "metrics": "llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n"}
+    texts = {
+        "models": listed,
+        "props": props,
+        "metrics": "llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n",
+    }
     watch = watch_of(house, lambda url: (200, texts[url.rpartition("/")[2]]))
     ask(watch, 0, 1)
     engine = house.engines[0]
@@ -120,7 +133,9 @@ def test_models_slots_and_context_are_learned():
     assert house.submit(model="nothing").refusal.code == "model_not_found"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"data": 3}', '{"data": [{"id": 5}, 7]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"data": 3}', '{"data": [{"id": 5}, 7]}', "[" * 100_000]
+)
 def test_odd_lists_of_models_name_none(text):
     assert read_models(text) == ([], None)
     assert read_slots(text) == (None, None)
@@ -188,7 +203,11 @@ def test_two_gateways_balance_what_they_share_and_do_not_swing(routing, share):
         for i, h in enumerate(houses)
     ]  # fmt: skip
     ends: list[tuple[float, int, Any]] = []
-    polls = [(i * poll_s / 2 / engines + e * poll_s / engines, i, e) for i in range(2) for e in range(engines)]
+    polls = [
+        (i * poll_s / 2 / engines + e * poll_s / engines, i, e)
+        for i in range(2)
+        for e in range(engines)
+    ]
     now, spreads, chosen = 0.0, [], []
     while now < 30.0:
         now += draw.expovariate(rate)

@@ -197,7 +197,8 @@ def _values(found: Series, families: Iterable[Family]) -> list[float]:
         values = [
             value
             for labels, value in found.get(family.name, ())
-            if family.label is None or dict(_LABEL.findall(labels)).get(family.label[0]) == family.label[1]
+            if family.label is None
+            or dict(_LABEL.findall(labels)).get(family.label[0]) == family.label[1]
         ]
         if values:
             return values

@@ -6,7 +6,7 @@ from gpusched.gateway.admission import Admission, AtOnce, Desk
 from gpusched.gateway.asked import Asked
 from gpusched.gateway.deadlines import CallAt
 from gpusched.gateway.dispatcher import AdmissionOf
-from gpusched.gateway.engine_times import FIXED_S, TOKEN_S, BUDGET_TOKENS, EngineTimes, engine_times
+from gpusched.gateway.engine_times import BUDGET_TOKENS, FIXED_S, TOKEN_S, EngineTimes, engine_times
 from gpusched.gateway.fleet import Group
 from gpusched.gateway.gated import Gated
 from gpusched.gateway.staggering import Staggered
@@ -31,7 +31,9 @@ def admission_for(plan: Plan, call_at: CallAt) -> AdmissionOf:
         if policy.kind == GATED:
             return Gated(desk, group, policy, plan.slo.names, times[group.model][0], call_at)
         if policy.kind == STAGGERED:
-            return Staggered(desk, group, policy, times[group.model][1], times[group.model][0], call_at)
+            return Staggered(
+                desk, group, policy, times[group.model][1], times[group.model][0], call_at
+            )
         return AtOnce(desk, group)
 
     return of

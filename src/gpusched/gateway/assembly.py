@@ -6,10 +6,11 @@ from gpusched.domain.gateway import GatewaySettings
 from gpusched.domain.plan import Plan
 from gpusched.gateway.admissions import admission_for
 from gpusched.gateway.deadlines import CallAt
-from gpusched.gateway.dispatcher import LiveDispatcher, Settings
+from gpusched.gateway.dispatcher import LiveDispatcher
 from gpusched.gateway.fleet import Fleet
 from gpusched.gateway.health import Health
 from gpusched.gateway.lanes import groups_of
+from gpusched.gateway.limits import Limits
 from gpusched.gateway.models import Models
 from gpusched.gateway.reading import RequestReading
 from gpusched.gateway.watch import Watch
@@ -36,7 +37,7 @@ class Rooms:
         groups = groups_of(plan, dispatcher.fleet, dispatcher.seed)
         self.reading.configure(settings, plan.slo.names)
         dispatcher.health.configure(settings.eject_after, settings.readmit_after_s)
-        dispatcher.reload(groups, Settings.of(settings), admission_of, now_s)
+        dispatcher.reload(groups, Limits.of(settings), admission_of, now_s)
         self.watch.configure(settings)
 
 
@@ -55,6 +56,6 @@ def assemble(plan: Plan, call_at: CallAt, *, seed: int = 0) -> Rooms:
     health = Health(fleet, settings.eject_after, settings.readmit_after_s)
     reading = RequestReading(settings, plan.slo.names, models)
     dispatcher = LiveDispatcher(
-        fleet, models, health, Settings.of(settings), admission_for(plan, call_at), call_at, seed
+        fleet, models, health, Limits.of(settings), admission_for(plan, call_at), call_at, seed
     )
     return Rooms(reading, dispatcher, Watch(dispatcher, settings))

@@ -6,15 +6,13 @@ Every method returns at once and takes the time as an argument; what happens lat
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Self
-
-from gpusched.domain.gateway import GatewaySettings
 
 from gpusched.engines.orca import read_report
 from gpusched.engines.state import EngineState
 from gpusched.gateway.admission import Admission, Desk
+from gpusched.gateway.affinity import Affinities
+from gpusched.gateway.answer_rate import AnswerRate
 from gpusched.gateway.deadlines import CallAt, Deadlines, Timer
 from gpusched.gateway.exchange import (
     NOWHERE,
@@ -27,44 +25,19 @@ from gpusched.gateway.exchange import (
 from gpusched.gateway.fleet import Engine, Fleet, Group, Lane
 from gpusched.gateway.flight import Flight
 from gpusched.gateway.health import Health
+from gpusched.gateway.limits import Limits
 from gpusched.gateway.models import Models, renamed
-from gpusched.gateway.prefix_index import PrefixIndex
+from gpusched.gateway.refusals import busy, unknown_model, unreachable
 from gpusched.policies.routing import choice
 from gpusched.policies.routing.live import WeightedRouter
 from gpusched.policies.views import Request
 
-RATE_WINDOW_S = 10.0
-"""Over which the rate of answers is averaged."""
-LONGEST_RETRY_S = 60.0
-SESSION_SHARE = 0.125
-"""Part of the index's memory that remembers sessions."""
 BUSY_PAUSE_S = 0.5
 """Before engines that all said they are busy are asked again."""
 FRESH_S = 5.0
 """Age up to which an engine's last count of running requests completes a load report."""
 
-_BY_PREFIX = (choice.PREFIX_AFFINITY, choice.CUSTOM)
-
 AdmissionOf = Callable[[Desk, Group], Admission]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the dispatcher needs of a gateway's settings."""
-
-    max_queued: int = 4096
-    max_wait_s: float = 60.0
-    retries: int = 2
-    hedge_after_s: float | None = None
-    prefix_index_bytes: float = 64e6
-
-    @classmethod
-    def of(cls, gateway: GatewaySettings) -> Self:
-        """Return those of a plan's gateway."""
-        return cls(
-            gateway.max_queued, gateway.max_wait_s, gateway.retries, gateway.hedge_after_s,
-            gateway.prefix_index_mb * 1e6,
-        )  # fmt: skip
 
 
 class LiveDispatcher:
@@ -75,7 +48,7 @@ class LiveDispatcher:
         fleet: Fleet,
         models: Models,
         health: Health,
-        settings: Settings,
+        settings: Limits,
         admission_of: AdmissionOf,
         call_at: CallAt,
         seed: int = 0,
@@ -90,13 +63,11 @@ class LiveDispatcher:
         self.hedges = 0
         self.retried = 0
         self.branches: dict[str, int] = {}
-        self._rate = 0.0
-        self._rate_s = -math.inf
+        self.rate = AnswerRate()
         self._timer: Timer | None = None
         self._timer_s = math.inf
         self._adopt(settings)
-        self.prefixes = PrefixIndex((1.0 - SESSION_SHARE) * settings.prefix_index_bytes)
-        self.sessions = PrefixIndex(SESSION_SHARE * settings.prefix_index_bytes)
+        self.affinities = Affinities(settings.prefix_index_bytes)
         self._set_admissions(admission_of)
         fleet.on_return = self._returned
 
@@ -106,7 +77,7 @@ class LiveDispatcher:
         ]
         self._keeps_prefixes = any(admission.uses_prefixes for admission in self.admissions)
 
-    def _adopt(self, settings: Settings) -> None:
+    def _adopt(self, settings: Limits) -> None:
         self.settings = settings
         self._waits = Deadlines(
             self.call_at, settings.max_wait_s, lambda flight: not flight.held, self.reject
@@ -133,7 +104,7 @@ class LiveDispatcher:
         if exchange.model:
             group = self.models.group_of(exchange.model)
             if group < 0:
-                self.relay.refuse(exchange, _unknown(exchange.model))
+                self.relay.refuse(exchange, unknown_model(exchange.model, self.models.names))
                 return
         prompt, predicted = exchange.prompt_tokens, exchange.predicted_tokens
         request = Request(exchange.received_s, prompt, 0, predicted, exchange.slo_class)
@@ -183,11 +154,10 @@ class LiveDispatcher:
         elif exchange.outcome == "failed" and not flight.silent:
             for engine in flight.engines:
                 if self.health.cut(engine, now_s):
-                    self.prefixes.forget(engine.index)
-                    self.sessions.forget(engine.index)
+                    self.affinities.forget(engine.index)
         for engine in tuple(flight.engines):
             self._leave(flight, engine, now_s)
-        self._count_end(now_s)
+        self.rate.count(now_s)
         self._look(now_s)
 
     def failed(self, exchange: Exchange, engine: int, now_s: float, reason: str) -> bool:
@@ -197,8 +167,7 @@ class LiveDispatcher:
         at = self.fleet.engines[engine]
         apart = exchange.prefill_engine != NOWHERE
         if self.health.failed(at, now_s, reason, not exchange.tried):
-            self.prefixes.forget(engine)
-            self.sessions.forget(engine)
+            self.affinities.forget(engine)
             if reason == "timeout":
                 self.hedge_all(at, now_s)
         if flight is None or at not in flight.engines:
@@ -262,24 +231,14 @@ class LiveDispatcher:
 
     def statuses(self) -> list[EngineStatus]:
         """Return the engines in the order of their indices, those that have left as not up."""
-        found = []
-        for engine in self.fleet.engines:
-            state = engine.state or EngineState()
-            found.append(
-                EngineStatus(
-                    engine.url, engine.pool, engine.role, engine.models or (), engine.usable,
-                    engine.out, engine.ejections, engine.requests, float(engine.tokens),
-                    state.running, state.waiting, state.kv_usage,
-                )
-            )  # fmt: skip
-        return found
+        return [engine.status for engine in self.fleet.engines]
 
     def held(self) -> int:
         """Return the number of requests that admission holds."""
         return self.holding
 
     def reload(
-        self, groups: list[Group], settings: Settings, admission_of: AdmissionOf, now_s: float
+        self, groups: list[Group], settings: Limits, admission_of: AdmissionOf, now_s: float
     ) -> None:
         """Go by other lanes: engines that stay keep their counters, requests that are held are
         offered anew, those under way go on."""
@@ -294,8 +253,7 @@ class LiveDispatcher:
         for engine in self.fleet.engines:
             if id(engine) not in kept and engine.lane is not None:
                 engine.lane = None
-                self.prefixes.forget(engine.index)
-                self.sessions.forget(engine.index)
+                self.affinities.forget(engine.index)
         self.fleet.groups = groups
         self.models.learn(groups)
         self._adopt(settings)
@@ -334,7 +292,7 @@ class LiveDispatcher:
         group = self.fleet.groups[flight.group]
         exchange = flight.exchange
         lane = group.entry
-        affinity = self._affinity(lane, exchange)
+        affinity = self.affinities.of(lane.router.policy.kind, exchange)
         engine = lane.choose(flight.request, exchange.model, affinity, flight.excluded, now_s)
         if engine is None:
             return False
@@ -360,7 +318,9 @@ class LiveDispatcher:
         self._join(flight, engine, now_s)
         if first is not engine:
             self._join(flight, first, now_s)
-        self._remember(first, exchange)
+        if first.lane is not None:
+            kind = first.lane.router.policy.kind
+            self.affinities.remember(kind, exchange, first.index, prefixes=self._keeps_prefixes)
         self.admissions[flight.group].sent(flight, first, now_s)
         if self._hedging is not None and prefill == NOWHERE:
             self._hedging.add(flight, now_s)
@@ -386,25 +346,15 @@ class LiveDispatcher:
             self.admissions[flight.group].drop(flight)
         flight.over = True
         self.flights.pop(flight.exchange, None)
-        if healthy:
-            refusal = Refusal(
-                429, "all engines are busy; try again later", "overloaded_error",
-                code="overloaded", retry_after_s=self.retry_after_s(now_s),
-            )  # fmt: skip
-        else:
-            refusal = Refusal(
-                503, "no engine can be reached; try again later", "overloaded_error",
-                code="no_engine", retry_after_s=self.health.readmit_after_s,
-            )  # fmt: skip
+        refusal = (
+            busy(self.retry_after_s(now_s)) if healthy else unreachable(self.health.readmit_after_s)
+        )
         self.relay.refuse(flight.exchange, refusal)
 
     def cached(self, flight: Flight) -> tuple[Engine | None, int]:
         """Return the engine that holds most of a prompt's prefix, and about how many tokens."""
-        prefix = flight.exchange.prefix
-        engine, blocks = self.prefixes.known(prefix) if prefix else (NOWHERE, 0)
-        if not blocks:
-            return None, 0
-        return self.fleet.engines[engine], flight.request.prompt_tokens * blocks // len(prefix)
+        engine, tokens = self.affinities.cached(flight.exchange)
+        return (self.fleet.engines[engine] if engine >= 0 else None), tokens
 
     def wake(self, when_s: float) -> None:
         """Have the admissions look at a time, sooner than any earlier wish."""
@@ -416,10 +366,7 @@ class LiveDispatcher:
 
     def retry_after_s(self, now_s: float) -> float:
         """Return the seconds until the requests held now are served, at the present rate."""
-        rate = self._decayed_rate(now_s) / RATE_WINDOW_S
-        if rate <= 0.0:
-            return 1.0
-        return min(max((self.holding + 1) / rate, 1.0), LONGEST_RETRY_S)
+        return self.rate.wait_s(self.holding, now_s)
 
     def hedge(self, flight: Flight, now_s: float) -> None:
         """Ask a second engine for a request that has no first byte."""
@@ -443,32 +390,12 @@ class LiveDispatcher:
 
     # Its own.
 
-    def _affinity(self, lane: Lane, exchange: Exchange) -> int:
-        kind = lane.router.policy.kind
-        if kind == choice.SESSION_AFFINITY:
-            session = exchange.session
-            return self.sessions.favourite((hash(session),)) if session else NOWHERE
-        if kind in _BY_PREFIX and exchange.prefix:
-            return self.prefixes.favourite(exchange.prefix)
-        return NOWHERE
-
-    def _remember(self, engine: Engine, exchange: Exchange) -> None:
-        lane = engine.lane
-        if lane is None:
-            return
-        kind = lane.router.policy.kind
-        if kind == choice.SESSION_AFFINITY:
-            if exchange.session:
-                self.sessions.remember((hash(exchange.session),), engine.index)
-        elif exchange.prefix and (self._keeps_prefixes or kind in _BY_PREFIX):
-            self.prefixes.remember(exchange.prefix, engine.index)
-
     def _decode_engine(self, flight: Flight, now_s: float) -> Engine | None:
         lane = self.fleet.groups[flight.group].decode
         if lane is None:
             return None
         exchange = flight.exchange
-        affinity = self._affinity(lane, exchange)
+        affinity = self.affinities.of(lane.router.policy.kind, exchange)
         return lane.choose(flight.request, exchange.model, affinity, flight.excluded, now_s)
 
     def _join(self, flight: Flight, engine: Engine, now_s: float) -> None:
@@ -511,15 +438,6 @@ class LiveDispatcher:
     def _returned(self, engine: Engine, now_s: float) -> None:
         self._look(now_s)
 
-    def _decayed_rate(self, now_s: float) -> float:
-        if self._rate_s == -math.inf:
-            return 0.0
-        return self._rate * math.exp(min(self._rate_s - now_s, 0.0) / RATE_WINDOW_S)
-
-    def _count_end(self, now_s: float) -> None:
-        self._rate = self._decayed_rate(now_s) + 1.0
-        self._rate_s = now_s
-
 
 def _branch(lane: Lane, engine: Engine, affinity: int, exchange: Exchange) -> str:
     if exchange.tried:
@@ -534,10 +452,6 @@ def _branch(lane: Lane, engine: Engine, affinity: int, exchange: Exchange) -> st
 
 def _needs_no_hedge(flight: Flight) -> bool:
     return flight.over or flight.held or flight.hedged or not flight.silent
-
-
-def _unknown(model: str) -> Refusal:
-    return Refusal(404, f"the model {model!r} does not exist here", code="model_not_found", param="model")
 
 
 class _NoRelay:

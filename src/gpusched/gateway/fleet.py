@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gpusched.engines.state import EngineState
+from gpusched.gateway.exchange import EngineStatus
 from gpusched.policies.routing.live import LiveRouter
 from gpusched.policies.views import Request
 
@@ -82,6 +83,25 @@ class Engine:
     def usable(self) -> bool:
         """Whether it takes requests."""
         return self.lane is not None and not self.out
+
+    @property
+    def status(self) -> EngineStatus:
+        """What metrics and status page show of it."""
+        state = self.state or EngineState()
+        return EngineStatus(
+            url=self.url,
+            pool=self.pool,
+            role=self.role,
+            models=self.models or (),
+            up=self.usable,
+            ejected=self.out,
+            ejections=self.ejections,
+            outstanding=self.requests,
+            outstanding_tokens=float(self.tokens),
+            running=state.running,
+            waiting=state.waiting,
+            kv_usage=state.kv_usage,
+        )
 
 
 @dataclass(eq=False)
@@ -217,7 +237,9 @@ class Fleet:
             lane.router.charge(engine.position, requests, tokens)
             self._note_full(engine, lane)
 
-    def report(self, engine: Engine, state: EngineState, now_s: float, own: float | None = None) -> None:
+    def report(
+        self, engine: Engine, state: EngineState, now_s: float, own: float | None = None
+    ) -> None:
         """Take in what an engine says.
 
         ``own`` is how many requests of ours it can have known of, by default those outstanding.
@@ -226,7 +248,9 @@ class Fleet:
         engine.state_s = now_s
         requests = state.requests
         if requests is not None:
-            self._set_others(engine, max(round(requests - (engine.requests if own is None else own)), 0))
+            self._set_others(
+                engine, max(round(requests - (engine.requests if own is None else own)), 0)
+            )
         if state.kv_tokens is not None and engine.lane is not None:
             engine.lane.router.kv_tokens[engine.position] = state.kv_tokens
 
@@ -242,7 +266,9 @@ class Fleet:
         if engine.lane is not None:
             self._note_full(engine, engine.lane)
 
-    def told_models(self, engine: Engine, models: Sequence[str], context_tokens: int | None) -> None:
+    def told_models(
+        self, engine: Engine, models: Sequence[str], context_tokens: int | None
+    ) -> None:
         """Take in the names an engine answers to."""
         engine.models = tuple(models)
         engine.context_tokens = context_tokens
@@ -267,4 +293,3 @@ class Fleet:
 
 def _nothing(engine: Engine, now_s: float) -> None:
     pass
-

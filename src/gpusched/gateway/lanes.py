@@ -111,7 +111,9 @@ class _Builder:
                     "endpoint: http://HOST:PORT"
                 )
             weight = placed.endpoint.weight or flow[placed.node]
-            members.append(_Member(placed.endpoint, placed.node, "mixed", 256, placed.endpoint.dialect, weight))
+            members.append(
+                _Member(placed.endpoint, placed.node, "mixed", 256, placed.endpoint.dialect, weight)
+            )
         if not members:
             raise InputError("layers: no flow enters at any node")
         return Group(plan.model, _aliases(settings), self._lane(members, layers.routing))

@@ -61,7 +61,12 @@ class Models:
             {
                 "object": "list",
                 "data": [
-                    {"id": name, "object": "model", "created": self._created, "owned_by": "gpusched"}
+                    {
+                        "id": name,
+                        "object": "model",
+                        "created": self._created,
+                        "owned_by": "gpusched",
+                    }
                     for name in self._names
                 ],
             }

@@ -9,6 +9,7 @@ from gpusched.domain.gateway import GatewaySettings
 from gpusched.gateway.exchange import CHAT, COMPLETION, OTHER, Exchange, Refusal
 from gpusched.gateway.models import Models
 from gpusched.gateway.prompt_tokens import PromptTokens
+from gpusched.gateway.refusals import unknown_model
 from gpusched.policies.lengths.predictors import LengthHistory, parse_predictor
 
 BLOCK_BYTES = 256
@@ -28,9 +29,7 @@ _PER_IMAGE_TOKENS = 576
 class RequestReading:
     """Reads requests and learns from their answers."""
 
-    def __init__(
-        self, settings: GatewaySettings, names: Sequence[str], models: Models
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, names: Sequence[str], models: Models) -> None:
         predictor = parse_predictor(settings.length_predictor)
         self._constant = round(predictor.value) if predictor.kind == "constant" else 0
         self.lengths = None if self._constant else LengthHistory(predictor)
@@ -120,7 +119,7 @@ class RequestReading:
             if isinstance(model, str):
                 exchange.model = model
                 if self.models.group_of(model) < 0:
-                    return self._unknown(model)
+                    return unknown_model(model, self.models.names)
         return None
 
     def _read_fields(self, exchange: Exchange, body: dict[str, Any]) -> Refusal | None:
@@ -128,7 +127,7 @@ class RequestReading:
         if type(model) is not str or not model:
             return _wrong("model", "the model's name is missing", model)
         if self.models.group_of(model) < 0:
-            return self._unknown(model)
+            return unknown_model(model, self.models.names)
         exchange.model = model
         exchange.stream = body.get("stream") is True
         choices = body.get("n")
@@ -211,16 +210,6 @@ class RequestReading:
         if exchange.max_tokens is not None and predicted > exchange.max_tokens:
             predicted = max(exchange.max_tokens, 1)
         exchange.predicted_tokens = predicted * exchange.choices
-
-    def _unknown(self, model: str) -> Refusal:
-        names = ", ".join(self.models.names[:16])
-        shown = model if len(model) <= 100 else model[:97] + "..."
-        return Refusal(
-            404,
-            f"the model {shown!r} does not exist here; there is {names}",
-            code="model_not_found",
-            param="model",
-        )
 
 
 def block_hashes(body: bytes, start: int, model: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from gpusched.gateway.engine_times import EngineTimes
 from gpusched.gateway.fleet import Engine, Group
 from gpusched.gateway.flight import Flight, WaitingLine
 from gpusched.gateway.prefills import Prefills
-from gpusched.policies.admission.dispatcher import Staggering, StaggeredDispatcher
+from gpusched.policies.admission.dispatcher import StaggeredDispatcher, Staggering
 from gpusched.policies.admission.policy import AdmissionPolicy
 
 WINDOW = 512

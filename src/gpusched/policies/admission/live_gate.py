@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpusched.compilation import compiled_for
 from gpusched.policies.admission import gate as gates
 from gpusched.policies.admission.fluid import FluidPlan
 from gpusched.policies.admission.live_kernels import add_credits, next_class, until_credit_s
@@ -41,6 +42,14 @@ class LiveGate:
         self.rates_rps = np.zeros(classes)
         self.priorities = np.zeros(classes)
         self.planned = False
+        self._next = compiled_for(
+            next_class, gate, self.waiting, self.head_arrival_s, self.in_prefill, self.targets,
+            self.queue_targets, self.metered, self.credits, self.priorities,
+        )  # fmt: skip
+        self._add = compiled_for(add_credits, self.credits, self.rates_rps, burst, 0.0)
+        self._wait = compiled_for(
+            until_credit_s, gate, self.waiting, self.metered, self.credits, self.rates_rps
+        )
         self._accrued_s = math.nan
 
     def follow(self, plan: FluidPlan, replicas: int, classes: Sequence[int]) -> None:
@@ -73,12 +82,12 @@ class LiveGate:
     def next_s(self, now_s: float) -> float:
         """Return when a class that waits for a credit has one; infinite if none does."""
         return now_s + float(
-            until_credit_s(self.gate, self.waiting, self.metered, self.credits, self.rates_rps)
+            self._wait(self.gate, self.waiting, self.metered, self.credits, self.rates_rps)
         )
 
     def _ask(self, gate: int) -> int:
         return int(
-            next_class(
+            self._next(
                 gate, self.waiting, self.head_arrival_s, self.in_prefill, self.targets,
                 self.queue_targets, self.metered, self.credits, self.priorities,
             )
@@ -86,7 +95,7 @@ class LiveGate:
 
     def _accrue(self, now_s: float) -> None:
         if self._accrued_s == self._accrued_s and now_s > self._accrued_s:
-            add_credits(self.credits, self.rates_rps, self.burst, now_s - self._accrued_s)
+            self._add(self.credits, self.rates_rps, self.burst, now_s - self._accrued_s)
         if not now_s <= self._accrued_s:
             self._accrued_s = now_s
 
@@ -104,9 +113,7 @@ class ClassRates:
         self._seen = 0
         self._first_s = self._last_s = math.nan
 
-    def observe(
-        self, slo_class: int, prompt_tokens: int, output_tokens: int, now_s: float
-    ) -> None:
+    def observe(self, slo_class: int, prompt_tokens: int, output_tokens: int, now_s: float) -> None:
         """Count a request that has arrived; its output is a prediction."""
         if self._seen == 0:
             self._first_s = self._last_s = now_s
