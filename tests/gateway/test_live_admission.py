@@ -198,8 +198,10 @@ def test_held_requests_survive_a_reload_of_any_admission(admission):
     house = House(plan_of(1, admission=admission))
     exchanges = [house.submit(stream=True) for _ in range(5)]
     house.clock.move(0.5)
+    before = house.dispatcher.admissions[0]
     house.rooms.reload(plan_of(2), 0.5)
     assert house.dispatcher.held() == 0
+    assert before.waiting() == []
     for exchange in exchanges:
         house.relay.answer(exchange)
     house.clock.move(5.0)

@@ -169,3 +169,12 @@ def test_a_new_plan_has_new_classes_and_keeps_the_counts():
     for name in ("chat", "default"):
         labels = {"model": "tiny", "slo_class": name, "outcome": "ok"}
         assert value(read, "gpusched_requests_total", **labels) == 1
+
+
+def test_an_engine_named_twice_is_one_series():
+    metrics, fleet = Metrics(make_plan().slo, ("tiny",)), Fleet()
+    fleet.engines[1].url = fleet.engines[0].url
+    ended(metrics, make_exchange(1))
+    read = values(metrics, fleet.engines)
+    labels = {"engine": fleet.engines[0].url, "pool": "main"}
+    assert value(read, "gpusched_engine_requests_total", **labels) == 1

@@ -31,7 +31,9 @@ class Answers:
     def __init__(self, address: str, settings: GatewaySettings) -> None:
         """``address``: scheme, host and port at which the gateway can reach itself."""
         self.address = address
-        passed = (settings.class_header, settings.priority_header, "traceparent", "x-session-id")
+        passed = (
+            settings.class_header, settings.priority_header, settings.session_header, "traceparent",
+        )  # fmt: skip
         self._passed = CREDENTIALS | {name.lower().encode() for name in passed}
         self._timeout_s = settings.max_wait_s + settings.first_byte_timeout_s + 3600.0
         self._connector: Any = None

@@ -256,7 +256,8 @@ class Metrics:
             yield from plain(f"gpusched_{name}_total", "counter", what, [("", value)])
 
     def _of_engines(self, statuses: Sequence[EngineStatus]) -> Iterator[str]:
-        names = [labels(("engine", "pool"), (s.url, s.pool)) for s in statuses]
+        index_of = {labels(("engine", "pool"), (s.url, s.pool)): i for i, s in enumerate(statuses)}
+        names, statuses = list(index_of), [statuses[i] for i in index_of.values()]
         for name, what, states in (
             ("up", "Whether its health check passes.", [float(s.up) for s in statuses]),
             ("ejected", "Whether it is out of use after failures.",
@@ -278,7 +279,7 @@ class Metrics:
             "gpusched_engine_ejections_total", "counter", "Times it was taken out of use.",
             [(of, s.ejections) for of, s in zip(names, statuses, strict=True)],
         )  # fmt: skip
-        totals = [(names[i], t) for i, t in sorted(self.engines.items()) if i < len(names)]
+        totals = [(of, self.engines[i]) for of, i in index_of.items() if i in self.engines]
         for name, what, field in (
             ("requests_total", "Requests it answered or was answering at the end.", "requests"),
             ("failures_total", "Requests it failed before the first byte.", "failures"),

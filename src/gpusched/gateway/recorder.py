@@ -17,6 +17,7 @@ from gpusched.gateway.request_log import LEVELS, Lines, event_line, level_of
 from gpusched.gateway.telemetry import Telemetry
 
 TICK_S = 1.0
+SWITCH_S = 0.001
 LOOK_AGAIN_S = 0.1
 """Between two looks for a model that is not known yet."""
 
@@ -101,6 +102,9 @@ class Recorder:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tick once a second from now on."""
+        if self._telemetry is not None:
+            # Encoding a span holds Python's lock for long; let the loop have it back sooner.
+            sys.setswitchinterval(SWITCH_S)
         self._ticked_s = time.monotonic()
         self._timer = loop.call_later(TICK_S, self._tick_again, loop)
 
