@@ -76,10 +76,160 @@ class Calibrated:
     seconds: float
 
 
+class Experiment:
+    """A calibration in steps: ``prepare``, then ``run`` as often as there is time for, then ``result``.
+
+    Other traffic may run between the steps; spread over a longer time, the experiment meets the same
+    disturbances as that traffic does.
+
+    Raises:
+        InputError: the engine's contexts are too short to measure anything.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        facts: Facts,
+        settings: Settings | None = None,
+        progress: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.runner = runner
+        self.facts = facts
+        self.settings = settings or Settings()
+        self.progress = progress
+        self.rows: list[Row] = []
+        self.stages: list[Stage] = []
+        self.lone: list[tuple[int, float]] = []
+        self.seconds = 0.0
+        self.length = min(facts.max_model_len or DEFAULT_LENGTH, 1 << 20)
+        if self.settings.max_prompt_tokens is not None:
+            self.length = min(self.length, self.settings.max_prompt_tokens + PILOT_OUTPUT)
+        if self.length < 2 * PILOT_OUTPUT:
+            raise InputError(f"contexts of {self.length} tokens are too short to measure anything")
+        self.seqs: int | None = None
+        self.budget = self.settings.max_num_batched_tokens
+        self._rounds = 0
+
+    @property
+    def _used_budget(self) -> int:
+        return self.budget or UNSEEN_BUDGET
+
+    def prepare(self) -> None:
+        """Find the engine's limits and take a pilot sample.
+
+        Raises:
+            InputError: the engine stops answering.
+        """
+        started = time.monotonic()
+        seen = self._find_sequences()
+        self.progress("token budget of an iteration")
+        if self.budget is None:
+            record = self.runner.run(burst(self.length))
+            self.stages.append(record.stage)
+            self.budget = token_budget(record)
+        self._take(Stage(1, PILOT_PROMPT, PILOT_OUTPUT, (self.length - 8,)))
+        self.limits = Limits(
+            self.seqs or seen, self.length, self.facts.kv_tokens, self._used_budget
+        )
+        middle = max(self.limits.max_num_seqs // 2, 1)
+        probes = (PILOT_PROMPT, self.length // 8)
+        self._take(Stage(middle, self.length // 4, PILOT_OUTPUT, probes))
+        self.pilot = fit(self.rows)
+        self.grid = candidates(self.limits)
+        self._send_alone()
+        self.seconds += time.monotonic() - started
+
+    def run(self, seconds: float) -> None:
+        """Run the stages that tell most within the given time, beside those already run.
+
+        Raises:
+            InputError: the engine stops answering.
+        """
+        started = time.monotonic()
+        known = sum(
+            (information(s, self.pilot, self.limits) for s in self.stages if not s.together),
+            start=np.zeros(()),
+        )
+        seed = self.settings.seed + self._rounds
+        self._rounds += 1
+        plan = choose(self.grid, self.pilot, self.limits, max(seconds, 0.0), seed, known)
+        for number, stage in enumerate(plan):
+            left = seconds - (time.monotonic() - started)
+            if number and cost_s(stage, self.pilot, self._used_budget) > left:
+                continue
+            self.progress(
+                f"{number + 1} of {len(plan)}: {stage.batch} requests of {stage.prompt_tokens} "
+                f"tokens, prompts of {', '.join(map(str, stage.probes)) or 'none'}"
+            )
+            self._take(stage)
+        self._send_alone()
+        self.seconds += time.monotonic() - started
+
+    def result(self) -> Calibrated:
+        """Return the engine's times.
+
+        Raises:
+            InputError: they vary too much to be fitted.
+        """
+        found = fit(self.rows)
+        if found.error > NOISY:
+            raise InputError(
+                f"iteration times vary by {found.error:.0%} from what any of their parts explain; is "
+                "another job on the engine's machine, or is the engine no longer the same? Nothing "
+                "was written"
+            )
+        overhead, half_width = request_overhead(found, self.lone, self._used_budget)
+        measured = _measured(
+            found,
+            self.rows,
+            overhead,
+            half_width,
+            self.facts,
+            self.settings,
+            self.seqs,
+            self.budget,
+        )
+        return Calibrated(
+            measured, found, tuple(self.rows), tuple(self.lone), tuple(self.stages), self.seconds
+        )
+
+    def _take(self, stage: Stage) -> Record:
+        record = self.runner.run(stage)
+        self.rows.extend(rows_of(record, len(self.stages), self._used_budget))
+        self.stages.append(stage)
+        return record
+
+    def _find_sequences(self) -> int:
+        """Find the limit on requests at a time, and return the largest batch seen."""
+        told = self.settings.max_num_seqs or self.facts.max_num_seqs
+        cap = min(told or self.settings.largest_batch, self.settings.largest_batch)
+        kv_tokens = self.facts.kv_tokens
+        if kv_tokens is not None:
+            cap = min(cap, max(kv_tokens // (PILOT_PROMPT + PILOT_OUTPUT + 16), 1))
+        self.seqs, seen = told, 1
+        for batch in ladder(1, cap, 2.0):
+            self.progress(f"batches of {batch}")
+            probes = (PILOT_PROMPT, 4 * PILOT_PROMPT) if batch < cap or told is None else ()
+            together = at_once(self._take(Stage(batch, PILOT_PROMPT, PILOT_OUTPUT, probes)))
+            seen = max(seen, together)
+            if together < batch:
+                self.seqs = together
+                break
+        return seen
+
+    def _send_alone(self) -> None:
+        """Send prompts to the idle engine."""
+        self.progress("prompts on the idle engine")
+        sizes = np.array(ladder(16, self.length // 2, 4.0) * LONE_REPEATS)
+        np.random.default_rng((self.settings.seed, self._rounds)).shuffle(sizes)
+        record = self.runner.run(Stage(0, 1, 1, tuple(sizes.tolist())))
+        self.lone += [(probe.prompt_tokens, probe.ttft_s) for probe in record.probes]
+
+
 def calibrate(
     runner: Runner,
     facts: Facts,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Calibrated:
     """Return an engine's times, measured by a short experiment.
@@ -87,96 +237,11 @@ def calibrate(
     Raises:
         InputError: the engine stops answering, or its times vary too much to fit.
     """
+    experiment = Experiment(runner, facts, settings, progress)
     started = time.monotonic()
-    length = min(facts.max_model_len or DEFAULT_LENGTH, 1 << 20)
-    if settings.max_prompt_tokens is not None:
-        length = min(length, settings.max_prompt_tokens + PILOT_OUTPUT)
-    if length < 2 * PILOT_OUTPUT:
-        raise InputError(f"contexts of {length} tokens are too short to measure anything")
-    rows: list[Row] = []
-    stages: list[Stage] = []
-
-    def run(stage: Stage, budget: int) -> Record:
-        record = runner.run(stage)
-        rows.extend(rows_of(record, len(stages), budget))
-        stages.append(stage)
-        return record
-
-    seqs, seen = _find_sequences(run, facts, settings, progress)
-    budget = settings.max_num_batched_tokens
-    progress("token budget of an iteration")
-    longest = Stage(1, PILOT_PROMPT, PILOT_OUTPUT, (length - 8,))
-    if budget is None:
-        rows_before = len(rows)
-        budget = token_budget(run(burst(length), UNSEEN_BUDGET))
-        del rows[rows_before:]  # several prompts in one iteration
-    used = budget or UNSEEN_BUDGET
-    run(longest, used)
-    limits = Limits(seqs or seen, length, facts.kv_tokens, used)
-    largest = limits.max_num_seqs
-    middle = max(largest // 2, 1)
-    run(Stage(middle, length // 4, PILOT_OUTPUT, (PILOT_PROMPT, length // 8)), used)
-    pilot = fit(rows)
-    grid = candidates(limits)
-    known = sum(
-        (information(stage, pilot, limits) for stage in stages if not stage.together),
-        start=np.zeros(()),
-    )
-    lone_s = _lone(runner, length, progress, settings.seed)
-    left = settings.seconds - (time.monotonic() - started)
-    plan = choose(grid, pilot, limits, max(left, 0.0), settings.seed, known)
-    for number, stage in enumerate(plan):
-        left = settings.seconds - (time.monotonic() - started)
-        if number and cost_s(stage, pilot, used) > left:
-            continue
-        progress(
-            f"{number + 1} of {len(plan)}: {stage.batch} requests of {stage.prompt_tokens} tokens, "
-            f"prompts of {', '.join(map(str, stage.probes)) or 'none'}"
-        )
-        run(stage, used)
-    lone_s += _lone(runner, length, progress, settings.seed + 1)
-    found = fit(rows)
-    if found.error > NOISY:
-        raise InputError(
-            f"iteration times vary by {found.error:.0%} from what any of their parts explain; is another "
-            "job on the engine's machine, or is the engine no longer the same? Nothing was written"
-        )
-    overhead, half_width = request_overhead(found, lone_s, used)
-    measured = _measured(found, rows, overhead, half_width, facts, settings, seqs, budget, length)
-    return Calibrated(
-        measured, found, tuple(rows), tuple(lone_s), tuple(stages), time.monotonic() - started
-    )
-
-
-def _find_sequences(
-    run: Callable[[Stage, int], Record], facts: Facts, settings: Settings,
-    progress: Callable[[str], None],
-) -> tuple[int | None, int]:  # fmt: skip
-    """Return the engine's limit on requests at a time, and the largest batch seen."""
-    told = settings.max_num_seqs or facts.max_num_seqs
-    cap = min(told or settings.largest_batch, settings.largest_batch)
-    if facts.kv_tokens is not None:
-        cap = min(cap, max(facts.kv_tokens // (PILOT_PROMPT + PILOT_OUTPUT + 16), 1))
-    seen = 1
-    for batch in ladder(1, cap, 2.0):
-        progress(f"batches of {batch}")
-        probes = (PILOT_PROMPT, 4 * PILOT_PROMPT) if batch < cap or told is None else ()
-        together = at_once(run(Stage(batch, PILOT_PROMPT, PILOT_OUTPUT, probes), UNSEEN_BUDGET))
-        seen = max(seen, together)
-        if together < batch:
-            return together, seen
-    return told, seen
-
-
-def _lone(
-    runner: Runner, length: int, progress: Callable[[str], None], seed: int
-) -> list[tuple[int, float]]:
-    """Return prompt tokens and TTFT of prompts sent to the idle engine."""
-    progress("prompts on the idle engine")
-    sizes = np.array(ladder(16, length // 2, 4.0) * LONE_REPEATS)
-    np.random.default_rng(seed).shuffle(sizes)
-    record = runner.run(Stage(0, 1, 1, tuple(sizes.tolist())))
-    return [(probe.prompt_tokens, probe.ttft_s) for probe in record.probes]
+    experiment.prepare()
+    experiment.run(experiment.settings.seconds - (time.monotonic() - started))
+    return experiment.result()
 
 
 def request_overhead(
@@ -218,7 +283,7 @@ def alone_s(found: Fit, prompt_tokens: int, budget: int) -> float:
 
 def _measured(
     found: Fit, rows: list[Row], overhead: RequestOverhead, half_width: dict[str, float],
-    facts: Facts, settings: Settings, seqs: int | None, budget: int | None, length: int,
+    facts: Facts, settings: Settings, seqs: int | None, budget: int | None,
 ) -> MeasuredEngine:  # fmt: skip
     names = found.tables.names
     half = CONFIDENCE * np.sqrt(np.maximum(np.diag(found.covariance), 0.0))
@@ -258,7 +323,9 @@ def _measured(
             prompt_tokens=(min(prompts), max(prompts)),
             context_tokens=(min(contexts), max(contexts)),
         ),
-        error=MeasuredError(relative=found.error, rows=len(rows), condition=found.condition),
+        error=MeasuredError(
+            relative=found.error, rows=len(rows), condition=found.condition, stretch=found.stretch
+        ),
         half_width=widths,
         covariance=Covariance(
             names=names, matrix=tuple(tuple(row) for row in found.covariance.tolist())

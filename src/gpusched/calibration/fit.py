@@ -22,6 +22,7 @@ FOLDS = 5
 BETTER = 1.01
 """A finer table is taken unless it raises the cross-validated error beyond this share."""
 CONFIDENCE = 1.96
+MOST_STRETCH = 1.5
 STRAIGHT = 300
 """Tokens from which time is linear in them, but for attention: weights are read by then."""
 OTHERS = ("sequence_s", "context_s", "pair_s")
@@ -60,6 +61,8 @@ class Fit:
     error: float
     """Mean absolute relative error of rows of stages left out of the fit."""
     condition: float
+    stretch: float = 1.0
+    """Mean of times over what they are undisturbed; the figures are multiplied by it."""
 
     @property
     def decode_s(self) -> Floats:
@@ -150,9 +153,20 @@ def fit(rows: Sequence[Row]) -> Fit:
         if best is None or error < BETTER * best.error:
             values, sigma, robust = _solve(x, time_s, weight)
             covariance, condition = _uncertainty(x, time_s, weight * robust, sigma)
-            best = Fit(tables, values, covariance, sigma, error, condition)
+            stretch = _stretch(x @ values, rows)
+            best = Fit(
+                tables, stretch * values, stretch**2 * covariance, sigma, error, condition, stretch
+            )
     assert best is not None
     return best
+
+
+def _stretch(predicted_s: Floats, rows: Sequence[Row]) -> float:
+    """Return by how much disturbances lengthen iterations on average: robust figures are those of an
+    iteration that nothing disturbs, and requests meet both kinds."""
+    mean_s = np.array([row.mean_s for row in rows])
+    weight = np.array([row.iterations if row.prompts == 0 else 1 for row in rows], np.float64)
+    return float(np.clip(np.average(mean_s / predicted_s, weights=weight), 1.0, MOST_STRETCH))
 
 
 def _solve(x: Floats, time_s: Floats, weight: Floats) -> tuple[Floats, float, Floats]:

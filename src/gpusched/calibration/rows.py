@@ -39,6 +39,8 @@ class Row:
     longest_context: int
     prompt_tokens: int = 0
     batch: int = 0
+    mean_s: float = 0.0
+    """Mean time with disturbances; ``time_s`` is without the largest and smallest."""
 
     @property
     def iterations(self) -> int:
@@ -146,6 +148,7 @@ def rows_of(record: Record, number: int, budget: int) -> list[Row]:
                 longest_context=int(longest[of].max()),
                 prompt_tokens=probe.prompt_tokens,
                 batch=b,
+                mean_s=float(gap_s[of].mean()),
             )
         )
     for part in _runs(plain):
@@ -160,6 +163,7 @@ def rows_of(record: Record, number: int, budget: int) -> list[Row]:
                 time_s=trimmed_mean(gap_s[part]),
                 longest_context=int(longest[part].max()),
                 batch=b,
+                mean_s=float(gap_s[part].mean()),
             )
         )
     return found

@@ -155,33 +155,41 @@ def trace_of_answers(answers: Sequence[Answer]) -> Trace:
     )
 
 
-def compare(result: SimulationResult, answers: Sequence[Answer]) -> tuple[Figure, ...]:
-    """Return the figures that matter, predicted and measured over the same requests.
+def compare(
+    pairs: Sequence[tuple[SimulationResult, Sequence[Answer]]],
+) -> tuple[Figure, ...]:
+    """Return the figures that matter, predicted and measured over the same requests of one or more
+    stretches of traffic.
 
     Raises:
         InputError: the simulator rejects a request that the engine served.
     """
-    if result.rejected.any():
+    if any(result.rejected.any() for result, _ in pairs):
         raise InputError(
             "the engine serves requests that its KV cache, as it tells it, cannot hold"
         )
+    answers = [answer for _, part in pairs for answer in part]
     several = np.array([answer.output_tokens > 1 for answer in answers])
-    pairs = {
-        "TTFT": (result.ttft_s, np.array([a.ttft_s for a in answers])),
-        "TPOT": (result.tpot_s[several], np.array([a.tpot_s for a in answers])[several]),
-        "E2E": (result.e2e_s, np.array([a.e2e_s for a in answers])),
-    }
+
+    def predicted(name: str) -> Floats:
+        return np.concatenate([getattr(result, name) for result, _ in pairs])
+
+    def measured(name: str) -> Floats:
+        return np.array([getattr(answer, name) for answer in answers])
+
+    ttft = predicted("ttft_s"), measured("ttft_s")
+    tpot = predicted("tpot_s")[several], measured("tpot_s")[several]
+    e2e = predicted("e2e_s"), measured("e2e_s")
     figures = [
         Figure(f"{name} p{round(100 * q)}", float(np.quantile(p, q)), float(np.quantile(m, q)))
-        for name, (p, m) in pairs.items()
+        for name, (p, m) in (("TTFT", ttft), ("TPOT", tpot), ("E2E", e2e))
         for q in QUANTILES
     ]
-    figures.insert(
-        2, Figure("TTFT mean", float(result.ttft_s.mean()), float(pairs["TTFT"][1].mean()))
-    )
-    end_s = max(float(a.received_s[-1]) for a in answers) - answers[0].sent_s
-    tokens = sum(a.output_tokens for a in answers)
-    return (*figures, Figure("output tokens/s", tokens / result.makespan_s, tokens / end_s))
+    figures.insert(2, Figure("TTFT mean", float(ttft[0].mean()), float(ttft[1].mean())))
+    tokens = sum(answer.output_tokens for answer in answers)
+    end_s = sum(max(float(a.received_s[-1]) for a in part) - part[0].sent_s for _, part in pairs)
+    span_s = sum(result.makespan_s for result, _ in pairs)
+    return (*figures, Figure("output tokens/s", tokens / span_s, tokens / end_s))
 
 
 def validate(
@@ -201,4 +209,4 @@ def validate(
         engine, poisson(rate_rps, count, rng), prompt, output, progress=progress
     )
     trace = trace_of_answers(answers)
-    return compare(predict(measured, trace), answers), rate_rps
+    return compare([(predict(measured, trace), answers)]), rate_rps

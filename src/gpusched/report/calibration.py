@@ -122,6 +122,7 @@ def show_calibrated(found: "Calibrated", console: Console | None = None) -> None
     console.print(
         f"  error on stages left out   {m.error.relative:.1%}\n"
         f"  condition of the design    {m.error.condition:.1f}\n"
+        f"  disturbances add           {m.error.stretch - 1:.1%} to the mean iteration\n"
         f"  experiment                 {len(found.stages)} stages, {len(found.rows)} rows, "
         f"{found.seconds:.0f} s"
     )

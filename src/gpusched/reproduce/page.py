@@ -19,7 +19,7 @@ def render_reproduction(name: str, paper: Paper, result: Reproduction) -> str:
     )
     body = (
         f"<section><h1>{escape(name)}: {escape(result.verdict)}</h1>"
-        f"<p class='question'>{escape(paper.title)} (arXiv {escape(paper.arxiv)})</p>"
+        f"<p class='question'>{escape(paper.citation)}</p>"
         "<div class='scroll'><table><thead><tr><th>claim</th><th>published</th><th>ours</th>"
         f"<th>holds</th><th>differences</th></tr></thead><tbody>{rows}</tbody></table></div>"
         f"<div class='charts'>{''.join(result.charts.values())}</div></section>"

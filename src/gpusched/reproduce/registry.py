@@ -13,7 +13,13 @@ class Paper:
 
     title: str
     arxiv: str
+    """Empty where the experiment is our own."""
     module: str
+
+    @property
+    def citation(self) -> str:
+        """Title, with the number of a paper."""
+        return f"{self.title} (arXiv {self.arxiv})" if self.arxiv else self.title
 
 
 PAPERS = {
@@ -61,6 +67,7 @@ PAPERS = {
         "2505.23970",
         "greencache",
     ),
+    "real-engine": Paper("A real engine, predicted and measured", "", "real_engine"),
     "helix": Paper(
         "Helix: serving over heterogeneous GPUs and network via max-flow", "2406.01566", "helix"
     ),

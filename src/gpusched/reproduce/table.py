@@ -18,7 +18,7 @@ def show_papers(papers: Mapping[str, Paper], console: Console | None = None) -> 
     for heading in ("name", "paper", "arXiv"):
         table.add_column(heading)
     for name, paper in papers.items():
-        table.add_row(name, paper.title, paper.arxiv)
+        table.add_row(name, paper.title, paper.arxiv or "our own")
     (console or terminal()).print(table)
 
 
@@ -27,7 +27,7 @@ def show_reproduction(
 ) -> None:
     """Print each claim, the published figure, ours, and the verdict."""
     console = console or terminal()
-    console.print(f"[bold]{name}[/bold]  {paper.title} (arXiv {paper.arxiv})")
+    console.print(f"[bold]{name}[/bold]  {paper.citation}")
     table = Table(show_lines=True)
     table.add_column("claim", ratio=3)
     table.add_column("published", ratio=2)

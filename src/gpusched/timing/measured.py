@@ -111,6 +111,8 @@ class MeasuredError(Section):
     """Measurements fitted, each a median or mean of several iterations."""
     condition: float = Field(ge=1)
     """Condition number of the design, columns scaled."""
+    stretch: float = Field(default=1.0, ge=1, le=10)
+    """By how much disturbances lengthen the mean iteration; the figures contain it."""
 
 
 class Covariance(Section):
