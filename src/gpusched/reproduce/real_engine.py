@@ -7,6 +7,7 @@ lengths that no figure was fitted to, in order of arrival and shortest answer fi
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -132,10 +133,7 @@ def measure(url: str, setting: Setting) -> tuple[MeasuredEngine, list[Run]]:
                 setting.progress(f"load {load}, {policy}, part {part + 1} of {PARTS}")
                 shortest = POLICIES[policy].startswith("sjf")
                 priority = output if shortest else np.zeros_like(output)
-                answers = send_open_loop(
-                    engine, arrival_s, prompt, output,
-                    lambda i, priority=priority: {"priority": int(priority[i])},
-                )  # fmt: skip
+                answers = send_open_loop(engine, arrival_s, prompt, output, _priorities(priority))
                 sent.setdefault((load, policy), []).append(answers)
             experiment.run(BETWEEN_S)
         measured = experiment.result().measured
@@ -148,6 +146,10 @@ def measure(url: str, setting: Setting) -> tuple[MeasuredEngine, list[Run]]:
         each = tuple(compare([pair]) for pair in pairs)
         runs.append(Run(load, policy, compare(pairs), each))
     return measured, runs
+
+
+def _priorities(priority: Ints) -> Callable[[int], dict[str, int]]:
+    return lambda index: {"priority": int(priority[index])}
 
 
 def traffic(
