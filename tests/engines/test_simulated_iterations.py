@@ -135,7 +135,9 @@ def test_a_prefix_is_computed_once():
 
 
 def test_a_cancelled_sequence_gives_back_its_blocks():
-    engine = IterationEngine(TIMING, batching="mc-sf+predictor=oracle", kv_blocks=40, max_num_seqs=2)
+    engine = IterationEngine(
+        TIMING, batching="mc-sf+predictor=oracle", kv_blocks=40, max_num_seqs=2
+    )
     sequences = [Sequence(50, 20, Record()) for _ in range(4)]
     for sequence in sequences:
         engine.submit(sequence, 0.0)

@@ -144,7 +144,7 @@ def test_an_update_keeps_allowances_and_forgets_keys():
 
 
 def test_a_key_of_an_unknown_class():
-    with pytest.raises(InputError, match="gateway.keys: alice: unknown SLO class 'chta'"):
+    with pytest.raises(InputError, match=r"gateway\.keys: alice: unknown SLO class 'chta'"):
         Access([client(slo_class="chta")], ("chat", "batch"))
 
 

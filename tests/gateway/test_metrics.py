@@ -105,7 +105,9 @@ def test_sums_are_those_of_the_traffic():
             read.get(("gpusched_slo_met_total", frozenset({("slo_class", name), ("policy", p)})), 0)
             for p in ("affinity", "least-tokens", "none")
         )
-        assert met == sum(v is True for v, x in zip(verdicts, traffic) if x.slo_class == i)
+        assert met == sum(
+            v is True for v, x in zip(verdicts, traffic, strict=True) if x.slo_class == i
+        )
     refusals = len(traffic) - len(answered)
     assert value(read, "gpusched_refused_total", reason="queue_full") == refusals
     for i, engine in enumerate(fleet.engines):

@@ -3,6 +3,7 @@ import random
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from gpusched.traces.read import read_trace
 
 def log_of(tmp_path, exchanges, **settings):
     path = tmp_path / "requests.jsonl"
-    recorder = Recorder(make_plan({"log_level": "off", "request_log": str(path), **settings}), Fleet())
+    recorder = Recorder(
+        make_plan({"log_level": "off", "request_log": str(path), **settings}), Fleet()
+    )
     for exchange in exchanges:
         recorder.opened(exchange, exchange.received_s)
         recorder.ended(exchange, exchange.received_s + 5)
@@ -73,10 +76,7 @@ def test_prefixes_are_shared_as_they_were(tmp_path):
     ]
     trace = read_trace(log_of(tmp_path, exchanges))
     assert trace.prefix.block_tokens == 64
-    rows = [
-        trace.prefix.block_ids[i:j].tolist()
-        for i, j in zip(trace.prefix.offsets, trace.prefix.offsets[1:])
-    ]
+    rows = [trace.prefix.block_ids[i:j].tolist() for i, j in pairwise(trace.prefix.offsets)]
     assert [len(row) for row in rows] == [2, 3, 2, 0]
     assert rows[0] == rows[1][:2]
     assert rows[2][0] == rows[0][0]
@@ -91,7 +91,14 @@ def test_sessions_keep_rounds_and_think_times_and_others_stay_alone(tmp_path):
             now_s=now + at, first_byte_s=now + at + 0.1, last_byte_s=now + at + 1, session=session
         )
 
-    exchanges = [asked(0, b"s"), asked(1), asked(3, b"s"), asked(4), asked(10, b"s"), asked(11, b"t")]
+    exchanges = [
+        asked(0, b"s"),
+        asked(1),
+        asked(3, b"s"),
+        asked(4),
+        asked(10, b"s"),
+        asked(11, b"t"),
+    ]
     path = log_of(tmp_path, exchanges)
     assert "session_id" not in path.read_text().splitlines()[1]
     trace = read_trace(path)

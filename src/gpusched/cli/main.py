@@ -6,6 +6,7 @@ import sys
 import typer
 
 from gpusched.cli import (
+    calibrate,
     calibrate_vote,
     catalog,
     compare,
@@ -16,6 +17,7 @@ from gpusched.cli import (
     place,
     plan,
     reproduce,
+    review,
     scale,
     serve,
     serve_key,
@@ -37,6 +39,7 @@ app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("compare")(compare.compare)
+app.command("calibrate")(calibrate.calibrate)
 app.command("calibrate-vote")(calibrate_vote.calibrate_vote)
 app.command("reproduce")(reproduce.reproduce)
 app.command("scale")(scale.scale)
@@ -46,6 +49,7 @@ app.command("serve")(serve.serve)
 app.command("serve-key")(serve_key.serve_key)
 app.add_typer(engine.app, name="engine")
 app.add_typer(place.app, name="place")
+app.add_typer(review.app, name="review")
 app.add_typer(trace.app, name="trace")
 app.add_typer(catalog.app, name="catalog")
 

@@ -59,7 +59,7 @@ def serve(
     changes = {"host": host, "port": port}
 
     def read() -> "Plan":
-        return _changed(plan, changes, endpoint or [], routing, admission)
+        return changed(plan, changes, endpoint or [], routing, admission)
 
     first = read()
 
@@ -83,7 +83,7 @@ def serve(
     )
 
 
-def _changed(
+def changed(
     path: Path,
     settings: dict[str, Any],
     urls: list[str],

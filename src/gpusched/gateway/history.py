@@ -78,16 +78,18 @@ class History:
             (self._met if met else self._missed)[exchange.slo_class] += 1
 
     def note_refusal(self, exchange: Exchange, time_s: float) -> None:
-        """Keep what the page shows of a refused or failed request."""
+        """Keep what the page shows of a refused or failed request; alike ones in a row together."""
         refusal = exchange.refusal
-        self.refusals.append(
-            {
-                "time_s": time_s,
-                "client": exchange.client,
-                "status": refusal.status if refusal is not None else exchange.status,
-                "reason": (refusal.code or refusal.kind) if refusal is not None else "failed",
-            }
-        )
+        if refusal is not None:
+            what = (exchange.client, refusal.status, refusal.code or refusal.kind)
+        else:
+            what = (exchange.client, exchange.status, f"{exchange.outcome} by the engine")
+        last = self.refusals[-1] if self.refusals else None
+        if last is None or (last["client"], last["status"], last["reason"]) != what:
+            last = dict(zip(("client", "status", "reason"), what, strict=True), count=0)
+            self.refusals.append(last)
+        last["count"] += 1
+        last["time_s"] = time_s
 
     def tick(self, time_s: float, seconds: float, held: int, open_requests: int) -> None:
         """Close the current second, which took ``seconds``."""

@@ -104,11 +104,11 @@ class Metrics:
 
     def know(self, models: Sequence[str]) -> None:
         """Take the models that have series of their own; all others are ``other``."""
-        self._models = {name: name for name in models[:MAX_MODELS]} | {"": ""}
+        self.models = {name: name for name in models[:MAX_MODELS]} | {"": ""}
 
     def ended(self, exchange: Exchange, latency: Latency) -> bool | None:
         """Count an exchange that is over; return whether it met its objective."""
-        model = self._models.get(exchange.model, OTHER)
+        model = self.models.get(exchange.model, OTHER)
         outcome = exchange.outcome
         if outcome == "ok" and exchange.status >= 400:
             outcome = "error"
@@ -206,18 +206,18 @@ class Metrics:
             "gpusched_requests_total", "counter", "Requests that are over, by outcome.",
             ((of, count.value) for of, count in self.outcomes.items()),
         )  # fmt: skip
-        for name, what, edges, get in (
+        for name, what, edges, field in (
             ("time_to_first_token", "From a streamed request's arrival to its first token.",
-             TTFT_EDGES, lambda r: r.ttft),
+             TTFT_EDGES, "ttft"),
             ("time_per_output_token", "Mean time between a stream's tokens after the first.",
-             TPOT_EDGES, lambda r: r.tpot),
+             TPOT_EDGES, "tpot"),
             ("e2e_request_latency", "From a request's arrival to the end of its answer.",
-             E2E_EDGES, lambda r: r.e2e),
+             E2E_EDGES, "e2e"),
             ("request_queue_time", "From a request's arrival to its sending to an engine.",
-             E2E_EDGES, lambda r: r.queue),
+             E2E_EDGES, "queue"),
         ):  # fmt: skip
             yield from histograms(
-                f"gpusched_{name}_seconds", what, edges, ((of, get(r)) for of, r in rows)
+                f"gpusched_{name}_seconds", what, edges, ((of, getattr(r, field)) for of, r in rows)
             )
         for name, what in (
             ("prompt", "Prompt tokens of answered requests."),
@@ -266,11 +266,11 @@ class Metrics:
             ("outstanding_tokens", "Tokens expected of requests that are not over.",
              [s.outstanding_tokens for s in statuses]),
             ("running_requests", "Requests in its batch, as it reports.",
-             [s.running for s in statuses]),
+             [s.running if s.up else None for s in statuses]),
             ("waiting_requests", "Requests in its queue, as it reports.",
-             [s.waiting for s in statuses]),
+             [s.waiting if s.up else None for s in statuses]),
             ("kv_cache_usage_ratio", "Share of its KV cache in use, as it reports.",
-             [s.kv_usage for s in statuses]),
+             [s.kv_usage if s.up else None for s in statuses]),
         ):  # fmt: skip
             known = [(of, v) for of, v in zip(names, states, strict=True) if v is not None]
             yield from plain(f"gpusched_engine_{name}", "gauge", what, known)

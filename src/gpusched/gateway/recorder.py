@@ -10,13 +10,15 @@ from gpusched import __version__
 from gpusched.domain.plan import Plan
 from gpusched.gateway.exchange import NOWHERE, EngineStatus, Exchange, Fleet
 from gpusched.gateway.history import History
-from gpusched.gateway.latency import latency_of
+from gpusched.gateway.latency import NONE, latency_of
 from gpusched.gateway.line_file import LineFile
 from gpusched.gateway.metrics import Metrics, resident_bytes
 from gpusched.gateway.request_log import LEVELS, Lines, event_line, level_of
 from gpusched.gateway.telemetry import Telemetry
 
 TICK_S = 1.0
+LOOK_AGAIN_S = 0.1
+"""Between two looks for a model that is not known yet."""
 
 
 class Settling(Protocol):
@@ -52,7 +54,7 @@ class Recorder:
         self.statuses: Sequence[EngineStatus] = fleet.statuses()
         self._open: set[Exchange] = set()
         self._offset_s = time.time() - time.monotonic()
-        self._ticked_s = time.monotonic()
+        self._ticked_s = self._looked_s = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._ejected: dict[str, tuple[bool, bool]] = {}
         self.metrics = Metrics(plan.slo)
@@ -125,7 +127,10 @@ class Recorder:
             exchange.slo_class = 0
         if exchange.charged_tokens and self._access is not None:
             self._access.settle(exchange)
-        latency = latency_of(exchange)
+        # What the gateway answers itself has no latency worth comparing, and its samples have theirs.
+        latency = NONE if exchange.engine == NOWHERE else latency_of(exchange)
+        if exchange.model not in self.metrics.models and exchange.engine != NOWHERE:
+            self._look(now_s)
         met = self.metrics.ended(exchange, latency)
         self.history.ended(exchange, latency, met)
         fine = exchange.outcome == "ok" and exchange.status < 400
@@ -191,8 +196,10 @@ class Recorder:
                 {
                     "url": status.url, "pool": status.pool, "role": status.role,
                     "up": status.up, "ejected": status.ejected, "ejections": status.ejections,
-                    "outstanding": status.outstanding, "running": status.running,
-                    "waiting": status.waiting, "kv_usage": status.kv_usage,
+                    "outstanding": status.outstanding,
+                    "running": status.running if status.up else None,
+                    "waiting": status.waiting if status.up else None,
+                    "kv_usage": status.kv_usage if status.up else None,
                     "requests": totals[i].requests if i in totals else 0,
                     "failures": totals[i].failures if i in totals else 0,
                 }
@@ -206,6 +213,13 @@ class Recorder:
 
     def _open_streams(self) -> int:
         return sum(e.stream and e.first_byte_s == e.first_byte_s for e in self._open)
+
+    def _look(self, now_s: float) -> None:
+        """Ask for the engines' models before the next tick, but not often."""
+        if now_s >= self._looked_s + LOOK_AGAIN_S:
+            self._looked_s = now_s
+            self.statuses = self._fleet.statuses()
+            self._know()
 
     def _know(self) -> None:
         names = dict.fromkeys(self._models)

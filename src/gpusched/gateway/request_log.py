@@ -29,13 +29,19 @@ class Sessions:
     def __init__(self) -> None:
         self._rounds: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
 
-    def next(self, session: bytes, arrived_s: float, ended_s: float) -> tuple[int, float]:
-        """Return round and think time of a session's request, in the order in which they end."""
-        number, before_s = self._rounds.pop(session, (0, arrived_s))
+    def next(self, session: bytes, arrived_s: float, ended_s: float) -> tuple[int, float] | None:
+        """Return round and think time of a session's request that is over.
+
+        None for one that came before the answer to another had ended: no round after it.
+        """
+        number, before_s = self._rounds.get(session, (0, arrived_s))
+        if arrived_s < before_s:
+            return None
         self._rounds[session] = (number + 1, ended_s)
+        self._rounds.move_to_end(session)
         if len(self._rounds) > MAX_SESSIONS:
             self._rounds.popitem(last=False)
-        return number, max(arrived_s - before_s, 0.0)
+        return number, arrived_s - before_s
 
 
 class Lines:
@@ -90,11 +96,10 @@ class Lines:
         if exchange.session:
             digest = hashlib.blake2b(exchange.session, digest_size=6).digest()
             ended_s = exchange.last_byte_s
-            number, think_s = self._sessions.next(
-                digest, received_s, ended_s if ended_s == ended_s else received_s
-            )
-            fields["session_id"] = int.from_bytes(digest)
-            fields["round"], fields["think_s"] = number, think_s
+            later = self._sessions.next(digest, received_s, max(ended_s, received_s))
+            if later is not None:
+                fields["session_id"] = int.from_bytes(digest)
+                fields["round"], fields["think_s"] = later
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
     def with_prefix(self, row: bytes, exchange: Exchange) -> bytes:

@@ -33,11 +33,30 @@ SWEEPS = 8
 class Rooms(Protocol):
     """What the wire serves: built from a plan, told of a new one."""
 
-    access: Access
-    reading: Reading
-    dispatcher: Dispatcher
-    recorder: Recorder
-    pages: Pages
+    @property
+    def access(self) -> Access:
+        """Who may ask."""
+        ...
+
+    @property
+    def reading(self) -> Reading:
+        """What is asked for."""
+        ...
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Who answers."""
+        ...
+
+    @property
+    def recorder(self) -> Recorder:
+        """What is seen."""
+        ...
+
+    @property
+    def pages(self) -> Pages:
+        """Pages of the gateway's own."""
+        ...
 
     def connect(self, front: Front, address: str) -> None:
         """Take the relay, and give routes and answers of the gateway's own."""

@@ -28,6 +28,7 @@
   }
   function seconds(v) {
     if (v === null || v === undefined) return "–";
+    if (v === 0) return "0";
     return v < 1 ? short(v * 1e3) + " ms" : short(v) + " s";
   }
   function percent(v) { return v === null ? "–" : (v * 100).toFixed(v > 0.9995 || v < 0.9 ? 0 : 1) + " %"; }
@@ -56,7 +57,7 @@
     for (var i = values.length - 1; i >= 0; i--) if (values[i] !== null) return values[i];
     return null;
   }
-  var WIDE = 640, HIGH = 220, LEFT = 64, RIGHT = 12, TOP = 12, BELOW = 28, SPAN = 300;
+  var WIDE = 640, HIGH = 220, LEFT = 84, RIGHT = 12, TOP = 12, BELOW = 28, SPAN = 300;
   function chart(title, lines, show, now, top) {
     var figure = node("figure"), caption = node("figcaption", title);
     caption.appendChild(node("span", lines.map(function (line) {
@@ -169,7 +170,7 @@
         short(e.requests), short(e.failures), short(e.ejections)]);
     }));
     fill("refusals", s.refusals.slice().reverse().map(function (r) {
-      return row([new Date(r.time_s * 1e3).toLocaleTimeString(), r.status || "–", r.reason, r.client || "–"]);
+      return row([new Date(r.time_s * 1e3).toLocaleTimeString(), r.status || "–", r.reason, r.client || "–", short(r.count)]);
     }));
     byId("none").hidden = s.refusals.length > 0;
     byId("refusals").hidden = s.refusals.length === 0;

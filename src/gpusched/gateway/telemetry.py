@@ -149,7 +149,7 @@ class Telemetry:
         exchange, latency, ids = ended
         operation = OPERATIONS.get(exchange.kind)
         state = exchange.header(TRACESTATE)
-        shared = {
+        shared: dict[str, Any] = {
             "trace_flags": TraceFlags(1),
             "trace_state": TraceState.from_header([state.decode("latin-1")] if state else []),
         }

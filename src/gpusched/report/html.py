@@ -33,12 +33,12 @@ def render_report(plan: Plan, result: SimulationResult) -> str:
     return page(f"{load_model(plan.model).name}: deployment plan", "".join(sections))
 
 
-def page(title: str, body: str) -> str:
+def page(title: str, body: str, head: str = "") -> str:
     """Return a self-contained page that follows light and dark, of sections in HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style_sheet()}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{style_sheet()}</style>{head}</head><body>"
         '<header><span class="brand">gpusched</span>'
         '<button id="theme" type="button" aria-label="Switch between light and dark">◐</button>'
         f"</header><main>{body}</main><script>{_file('report.js')}</script>"

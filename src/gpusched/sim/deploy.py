@@ -1,7 +1,8 @@
 """From a plan to the fleet that the simulator runs."""
 
 from collections.abc import Iterable
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import TypedDict
 
 from gpusched.domain.catalog import load_gpu, load_model
@@ -13,6 +14,7 @@ from gpusched.policies.routing.policy import routing_policy
 from gpusched.sim.fleet import Fleet, KvLink, Pool
 from gpusched.timing.disaggregated_experts import DisaggregatedExperts
 from gpusched.timing.iteration import TimingModel, timing_model
+from gpusched.timing.measured import NO_OVERHEAD, measured_model, read_measured
 from gpusched.timing.memory import Memory, disaggregated_memory, memory
 from gpusched.timing.transfer import RDMA_LATENCY_S, kv_token_s
 
@@ -28,6 +30,11 @@ class _MemorySettings(TypedDict):
 def pool_timing(plan: Plan, pool: PlannedPool) -> TimingModel | DisaggregatedExperts:
     """Return the timing model of a pool's engines."""
     if pool.attention_gpus is not None and pool.expert_gpus is not None:
+        if read_measured(plan.timing) is not None:
+            raise InputError(
+                f"timing: {plan.timing} holds the times of a whole engine; pool {pool.name} has GPUs "
+                "apart for experts, whose times it does not tell"
+            )
         attention = _timing(
             plan.model, pool.gpu, Parallelism(), plan.weights_dtype, plan.kv_cache_dtype,
             pool.engine.framework, plan.timing, None,
@@ -51,6 +58,7 @@ def _timing(
     model: str, gpu: str, parallelism: Parallelism, weights_dtype: str, kv_cache_dtype: str,
     framework: str, file: str | None, expert_imbalance: float | None,
 ) -> TimingModel:  # fmt: skip
+    measured = read_measured(file)
     timing = timing_model(
         load_model(model),
         load_gpu(gpu),
@@ -58,8 +66,10 @@ def _timing(
         weights_dtype=weights_dtype,
         kv_cache_dtype=kv_cache_dtype,
         framework=framework,
-        file=file,
+        file=file if measured is None else None,
     )
+    if measured is not None:
+        timing = measured_model(timing, measured, str(file))
     if expert_imbalance is None or parallelism.ep == 1:
         return timing
     return timing.at_imbalance(expert_imbalance)
@@ -78,7 +88,13 @@ def pool_memory(plan: Plan, pool: PlannedPool) -> Memory:
         "max_num_batched_tokens": pool.engine.max_num_batched_tokens or DEFAULT_BUDGET_TOKENS,
     }
     if pool.attention_gpus is None or pool.expert_gpus is None:
-        return memory(model, gpu, pool.parallelism, pool.engine, **settings)
+        use = memory(model, gpu, pool.parallelism, pool.engine, **settings)
+        measured = read_measured(plan.timing)
+        if measured is None or measured.kv_tokens is None:
+            return use
+        # half a token more, so that division by the tokens of a block does not round down
+        kv_bytes = (measured.kv_tokens + 0.5) * use.kv_bytes_per_token
+        return replace(use, kv_bytes=kv_bytes, sequence_bytes=0.0)
     if model.moe is None:
         raise InputError(f"pool {pool.name}: {plan.model} has no experts for expert_gpus")
     use, needed = disaggregated_memory(
@@ -102,7 +118,7 @@ def fleet_for(plan: Plan) -> Fleet:
     """
     model = load_model(plan.model)
     pools = []
-    for pool in plan.pools:
+    for pool in map(partial(as_measured, plan), plan.pools):
         if pool.data_parallel_size > 1 and model.moe is None:
             raise InputError(
                 f"pool {pool.name}: data_parallel_size is {pool.data_parallel_size}, but {plan.model} "
@@ -144,7 +160,25 @@ def fleet_for(plan: Plan) -> Fleet:
         rate = min(link_rates(plan))
         link = KvLink(RDMA_LATENCY_S, kv_token_s(model, plan.kv_cache_dtype, rate))
     routing = with_bounds(plan, plan.routing, routing_policy(plan.routing).parameters)
-    return Fleet(tuple(pools), link, routing, plan.decode_routing, plan.admission)
+    measured = read_measured(plan.timing)
+    overhead = measured.request if measured is not None else NO_OVERHEAD
+    return Fleet(tuple(pools), link, routing, plan.decode_routing, plan.admission, overhead)
+
+
+def as_measured(plan: Plan, pool: PlannedPool) -> PlannedPool:
+    """Return a pool with the limits of the engine that the plan's timing file was measured on: its
+    block size, no more sequences than it runs, and its token budget where the plan sets none."""
+    measured = read_measured(plan.timing)
+    if measured is None:
+        return pool
+    engine, changes = pool.engine, dict[str, int]()
+    if measured.block_size is not None:
+        changes["block_size"] = measured.block_size
+    if measured.max_num_seqs is not None:
+        changes["max_num_seqs"] = min(engine.max_num_seqs, measured.max_num_seqs)
+    if measured.max_num_batched_tokens is not None and engine.max_num_batched_tokens is None:
+        changes["max_num_batched_tokens"] = measured.max_num_batched_tokens
+    return pool.model_copy(update={"engine": engine.model_copy(update=changes)})
 
 
 def pool_batching(plan: Plan, pool: PlannedPool) -> str:

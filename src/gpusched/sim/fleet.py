@@ -15,6 +15,7 @@ from gpusched.policies.batching.order import FCFS
 from gpusched.policies.routing.choice import PER_ROUND
 from gpusched.policies.routing.policy import RoutingPolicy, routing_policy
 from gpusched.timing.compiled import CompiledTiming
+from gpusched.timing.measured import NO_OVERHEAD, RequestOverhead
 
 Role = Literal["mixed", "prefill", "decode"]
 
@@ -140,6 +141,8 @@ class Fleet:
     """The same, for the choice of a decode replica; ``routing`` if not given."""
     admission: str = "none"
     """A policy of ``policies.admission``, or a user's own."""
+    overhead: RequestOverhead = NO_OVERHEAD
+    """What requests spend outside engines; routers see them after it."""
 
     def __post_init__(self) -> None:
         roles = {pool.role for pool in self.pools}

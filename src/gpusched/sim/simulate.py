@@ -4,7 +4,8 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,29 +28,20 @@ from gpusched.sim.front import front_of
 from gpusched.sim.gaps import BINS, GAP_TOTALS, GapHistogram
 from gpusched.sim.grouping import groups_for
 from gpusched.sim.intervals import Intervals
+from gpusched.sim.overhead import ClosedLoop as ClosedLoop
+from gpusched.sim.overhead import with_overhead
 from gpusched.sim.reestimation import Reestimation
 from gpusched.sim.result import Floats, PoolUse, RoundLog, SimulationResult
 from gpusched.sim.rounds.loop import run_rounds
 from gpusched.sim.rounds.setup import NO_PREFIX_TOKENS, needs_rounds, rounds_of
 from gpusched.timing.compiled import CompiledTiming
+from gpusched.timing.measured import NO_OVERHEAD
 from gpusched.traces.trace import Trace
 
 SERIES_BINS = 1024
 EVENTS_PER_SLICE = 2_000_000
 
 ROLES = {"mixed": state.MIXED, "prefill": state.PREFILL_ONLY, "decode": state.DECODE_ONLY}
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedLoop:
-    """A fixed number of users, each of whom sends the next request after an answer.
-
-    Arrival times of the trace are ignored; its order is kept. A session counts as one request: its
-    user goes on to the next one after the last round.
-    """
-
-    users: int
-    think_s: float = 0.0
 
 
 def simulate(
@@ -70,6 +62,9 @@ def simulate(
     Raises:
         InputError: the trace is empty or its block ids do not fit the engines' KV blocks.
     """
+    if fleet.overhead != NO_OVERHEAD:
+        inside = partial(simulate, seed=seed, progress=progress, interval_s=interval_s)
+        return with_overhead(inside, fleet, trace, closed_loop)
     s, rules, firsts, notes = build(fleet, trace, closed_loop=closed_loop, seed=seed)
     loop = run_rounds if s.rounds is not None else kernel.run if s.coupled is None else run_coupled
     announce_compilation(loop)

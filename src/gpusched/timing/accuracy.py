@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from gpusched.timing.disaggregated_experts import DisaggregatedExperts
 from gpusched.timing.iteration import TimingModel, model_kind
+from gpusched.timing.measured import MeasuredModel
 
 UNCALIBRATED_ERROR = 0.35
 """Typical error of the physical defaults on engines nobody measured."""
@@ -31,6 +32,10 @@ def assess(
     batch: int = 1,
 ) -> Assessment:
     """Return the error bar of a timing model at a context length and batch size."""
+    if isinstance(timing, MeasuredModel):
+        found = timing.found
+        beyond_range = found.warnings(batch, 0, context_tokens)
+        return Assessment(found.error.relative * 1.5 ** len(beyond_range), tuple(beyond_range))
     calibration = timing.coefficients.calibration
     kind = KINDS[model_kind(timing.model)]
     engine = f"{framework} on {timing.gpu.name} with {kind} in {timing.weights_dtype}"

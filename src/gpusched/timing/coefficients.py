@@ -198,6 +198,11 @@ def _user_fit(base: Coefficients, file: Path) -> Coefficients:
         raise InputError(f"{file}: cannot read the coefficients ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: not a TOML file ({error})") from None
+    if "measured" in values:
+        raise InputError(
+            f"{file}: the [measured] table tells the times of a whole engine; parts of engines, such as "
+            "layers or blocks on nodes, need a file of coefficients"
+        )
     for name, value in values.items():
         if name not in TUNABLE:
             raise InputError(f"{file}: {unknown_name('coefficient', name, TUNABLE)}")

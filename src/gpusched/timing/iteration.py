@@ -169,6 +169,15 @@ class TimingModel:
         whole = self.tokens_s(graph_size(b)) + self.logits_s(b) + self.decode_fixed_s
         return np.where(b > 0, whole, 0.0)
 
+    def fractional_decode_s(self, batch: Floats) -> Floats:
+        """Return the same for batches that are means: between those of the whole numbers around."""
+        low, high = np.floor(batch), np.ceil(batch)
+        share = batch - low
+        whole = (
+            self.tokens_s(graph_size(low)) * (1 - share) + self.tokens_s(graph_size(high)) * share
+        )
+        return whole + self.logits_s(batch) + self.decode_fixed_s
+
     def at_imbalance(self, ratio: float) -> "TimingModel":
         """Return the engine with a measured or planned imbalance of experts in place of the fitted
         one: its busiest expert-parallel rank does ``ratio`` times the mean's work.
@@ -389,7 +398,7 @@ def timing_model(
 
     ``level`` 1 uses data-sheet rates with default efficiencies, 2 (default) the efficiencies fitted
     to end-to-end measurements where there are any; ``file`` overrides them with one's own. Level 0
-    is ``affine()`` of either.
+    is ``affine()`` of either. See ``measured`` for files that hold a whole engine's times.
 
     Raises:
         InputError: ``file`` cannot be used.

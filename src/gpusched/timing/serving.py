@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpusched.timing.iteration import TimingModel, graph_size
+from gpusched.timing.iteration import TimingModel
 from gpusched.timing.operators import Floats
 
 ROUNDS = 16
@@ -13,12 +13,7 @@ def decode_step_s(timing: TimingModel, batch: Floats, context: Floats) -> Floats
     attention_s = timing.context_s * context + timing.window_context_s * np.minimum(
         context, timing.window
     )
-    low, high = np.floor(batch), np.ceil(batch)
-    share = batch - low
-    whole = (
-        timing.tokens_s(graph_size(low)) * (1 - share) + timing.tokens_s(graph_size(high)) * share
-    )
-    return whole + timing.logits_s(batch) + timing.decode_fixed_s + batch * attention_s
+    return timing.fractional_decode_s(batch) + batch * attention_s
 
 
 def lone_prefill_s(timing: TimingModel, prompt: Floats) -> Floats:

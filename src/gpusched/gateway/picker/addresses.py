@@ -38,7 +38,7 @@ class Addresses:
             except OSError as error:
                 _log.warning("cannot find the engine %s: %s", url, error)
                 continue
-            self._known[url] = _joined(found[0][4][0], _port(parts.port, parts.scheme))
+            self._known[url] = _joined(str(found[0][4][0]), _port(parts.port, parts.scheme))
 
 
 def literal(url: str) -> str | None:

@@ -20,10 +20,25 @@ SAMPLES = b'"gpusched"'
 class Page(Protocol):
     """An answer of the gateway's own."""
 
-    status: int
-    content_type: str
-    body: bytes
-    headers: tuple[tuple[bytes, bytes], ...]
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        ...
+
+    @property
+    def content_type(self) -> str:
+        """Media type."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """What it holds."""
+        ...
+
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Further headers."""
+        ...
 
 
 class Pages(Protocol):

@@ -1,6 +1,7 @@
 """Carries exchanges to engines and their answers back, byte for byte."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
@@ -287,10 +288,8 @@ class Passage:
         """Ask the second engine, with what the first has said about where the cache lies."""
         self.relay.dispatcher.began(self.exchange, leg.pool.index, _monotonic())
         assert self.body is not None
-        try:
+        with contextlib.suppress(ValueError):
             self.body = decode_body(self.body, answer)
-        except ValueError:
-            # Without its whereabouts the second engine prefills anew.
             pass
         engine, self.decode_at = self.decode_at, NOWHERE
         self.relay.start(self, engine, self.body, prefill=False)
