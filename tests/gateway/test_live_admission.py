@@ -181,6 +181,7 @@ def test_a_users_own_admission_that_fails_lets_in(tmp_path):
     house = House(plan_of(2, admission=f"{file}:bad"))
     assert house.submit().engine >= 0
     assert house.dispatcher.admissions[0].faults == 1
+    assert "raised ZeroDivisionError" in house.dispatcher.notes()[0]
 
 
 def test_engines_of_two_kinds_have_no_common_plan():

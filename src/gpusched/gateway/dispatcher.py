@@ -233,6 +233,16 @@ class LiveDispatcher:
         """Return the engines in the order of their indices, those that have left as not up."""
         return [engine.status for engine in self.fleet.engines]
 
+    def notes(self) -> list[str]:
+        """Return what policies have to say: a user's function that failed, a gate without a plan."""
+        speakers = [
+            *(lane.router for group in self.fleet.groups for lane in group.lanes),
+            *self.admissions,
+        ]
+        found = [getattr(speaker, "last_fault", "") for speaker in speakers]
+        found += [getattr(speaker, "note", "") for speaker in speakers]
+        return [note for note in found if note]
+
     def held(self) -> int:
         """Return the number of requests that admission holds."""
         return self.holding
