@@ -1,5 +1,7 @@
 """The admission that a plan names."""
 
+from functools import cache
+
 from gpusched.domain.plan import Plan
 from gpusched.errors import InputError
 from gpusched.gateway.admission import Admission, AtOnce, Desk
@@ -10,7 +12,10 @@ from gpusched.gateway.engine_times import BUDGET_TOKENS, FIXED_S, TOKEN_S, Engin
 from gpusched.gateway.fleet import Group
 from gpusched.gateway.gated import Gated
 from gpusched.gateway.staggering import Staggered
+from gpusched.policies.admission import dispatcher
+from gpusched.policies.admission.fluid import fluid_plan
 from gpusched.policies.admission.policy import CUSTOM, GATED, STAGGERED, admission_policy
+from gpusched.policies.admission.service import Prices, RequestClass, ServerModel
 
 
 def admission_for(plan: Plan, call_at: CallAt) -> AdmissionOf:
@@ -23,6 +28,7 @@ def admission_for(plan: Plan, call_at: CallAt) -> AdmissionOf:
     times: dict[str, tuple[EngineTimes, int]] = {}
     if policy.kind in (GATED, STAGGERED):
         times = _times_of_groups(plan)
+        _warm_up(policy.kind)
 
     def of(desk: Desk, group: Group) -> Admission:
         if policy.kind == CUSTOM:
@@ -37,6 +43,16 @@ def admission_for(plan: Plan, call_at: CallAt) -> AdmissionOf:
         return AtOnce(desk, group)
 
     return of
+
+
+@cache
+def _warm_up(kind: int) -> None:
+    """Compile and import what decisions call, so that no request waits for it."""
+    if kind == STAGGERED:
+        dispatcher.warm_up()
+    else:
+        example = RequestClass("example", 1.0, 100.0, 100.0)
+        fluid_plan([example], ServerModel(2, 128, 0.01, 1e-4, 0.01), Prices(1.0, 1.0))
 
 
 def _times_of_groups(plan: Plan) -> dict[str, tuple[EngineTimes, int]]:

@@ -37,7 +37,9 @@ class RequestReading:
         self.models = models
         self.configure(settings, names)
         if self.lengths is not None:
+            # Compiled now, so that no request waits for it.
             self.lengths.predict()
+            LengthHistory(predictor).observe(1)
 
     def configure(self, settings: GatewaySettings, names: Sequence[str]) -> None:
         """Go by other classes and headers, after a reload; what was learned stays."""
