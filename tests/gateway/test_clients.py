@@ -130,7 +130,10 @@ def test_curl():
             body = json.dumps({"model": "tiny", "messages": ASK, "max_tokens": 3, "stream": True})
             stream = await asyncio.to_thread(ask, url + "/v1/chat/completions", "-d", body)
             whole = await asyncio.to_thread(
-                ask, url + "/v1/completions", "--json", '{"model":"tiny","prompt":"a","max_tokens":3}'
+                ask,
+                url + "/v1/completions",
+                "--json",
+                '{"model":"tiny","prompt":"a","max_tokens":3}',
             )
             pages = [
                 await asyncio.to_thread(ask, url + path)
