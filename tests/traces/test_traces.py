@@ -290,3 +290,22 @@ def test_published_traces_have_their_published_statistics(shared):
     same = read_trace(folder / "azure_2023_conv.parquet", limit=len(raw))
     np.testing.assert_allclose(raw.arrival_s, same.arrival_s, atol=1e-6)
     assert np.array_equal(raw.prompt_tokens, same.prompt_tokens)
+
+
+def test_lists_in_place_of_lengths(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"input_length": [null, null], "output_length": 1}\n')
+    with pytest.raises(InputError, match=r"column 'input_length': expected numbers, got list"):
+        read_trace(path)
+
+
+def test_blocks_of_several_lengths(tmp_path):
+    path = tmp_path / "t.jsonl"
+    row = (
+        '{"arrival_s":%d,"prompt_tokens":200,"output_tokens":1,"block_ids":[1],"block_tokens":%d}\n'
+    )
+    path.write_text(row % (0, 64) + row % (1, 32))
+    with pytest.raises(InputError, match="column 'block_tokens' must hold one positive"):
+        read_trace(path)
+    path.write_text(row % (0, 64) + row % (1, 64))
+    assert read_trace(path).prefix.block_tokens == 64

@@ -188,6 +188,8 @@ def _format_of(names: list[str]) -> str:
 def _numbers(path: Path, table: pa.Table, name: str) -> NDArray[np.float64]:
     """Return a column as floats; complain about the first row that is not a finite number."""
     column = table.column(name)
+    if pa.types.is_nested(column.type):
+        raise InputError(f"{path}: column {name!r}: expected numbers, got {column.type}")
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     try:
