@@ -8,6 +8,7 @@ lengths that no figure was fitted to, in order of arrival and shortest answer fi
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -134,7 +135,7 @@ def measure(url: str, setting: Setting) -> tuple[MeasuredEngine, list[Run]]:
                 priority = output if shortest else np.zeros_like(output)
                 answers = send_open_loop(
                     engine, arrival_s, prompt, output,
-                    lambda i, priority=priority: {"priority": int(priority[i])},
+                    partial(_with_priority, priority),
                 )  # fmt: skip
                 sent.setdefault((load, policy), []).append(answers)
             experiment.run(BETWEEN_S)
@@ -148,6 +149,10 @@ def measure(url: str, setting: Setting) -> tuple[MeasuredEngine, list[Run]]:
         each = tuple(compare([pair]) for pair in pairs)
         runs.append(Run(load, policy, compare(pairs), each))
     return measured, runs
+
+
+def _with_priority(priority: Ints, index: int) -> dict[str, int]:
+    return {"priority": int(priority[index])}
 
 
 def traffic(
