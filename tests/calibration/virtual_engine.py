@@ -27,8 +27,8 @@ class VirtualEngine:
         self, truth: MeasuredEngine, *, kv_blocks: int = 8192, noise: float = 0.0,
         outliers: float = 0.0, seed: int = 0,
     ) -> None:  # fmt: skip
-        assert truth.max_num_seqs
-        assert truth.max_num_batched_tokens
+        assert truth.max_num_seqs is not None
+        assert truth.max_num_batched_tokens is not None
         self.truth = truth
         self.core = IterationEngine(
             truth.compile(8192, 512),
@@ -87,7 +87,7 @@ class VirtualEngine:
             probes = [(*self.send(n, 1, self.now_s), n) for n in stage.probes]
             self.until(lambda: all(s.times for s, _, _ in probes))
         for n in () if stage.together else stage.probes:
-            wait = self.rng.uniform(3.0, 6.0)
+            wait = stage.pace * self.rng.uniform(3.0, 6.0)
             at_s = self.now_s
             if stage.batch:
                 self.until(lambda: all(s.times for s in sinks))

@@ -43,6 +43,9 @@ UNSEEN_BUDGET = 1_048_576
 NOISY = 0.35
 """Cross-validated error beyond which a fit is refused."""
 LONE_REPEATS = 4
+SLOW_ENOUGH_S = 0.006
+"""Time of an iteration from which a client can follow each."""
+MOST_PACE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class Experiment:
             raise InputError(f"contexts of {self.length} tokens are too short to measure anything")
         self.seqs: int | None = None
         self.budget = self.settings.max_num_batched_tokens
+        self.pace = 1
         self._rounds = 0
 
     @property
@@ -121,19 +125,20 @@ class Experiment:
             InputError: the engine stops answering.
         """
         started = time.monotonic()
+        self._find_pace()
         seen = self._find_sequences()
         self.progress("token budget of an iteration")
         if self.budget is None:
             record = self.runner.run(burst(self.length))
             self.stages.append(record.stage)
             self.budget = token_budget(record)
-        self._take(Stage(1, PILOT_PROMPT, PILOT_OUTPUT, (self.length - 8,)))
+        self._take(self._pilot(1, PILOT_PROMPT, (self.length - 8,)))
         self.limits = Limits(
-            self.seqs or seen, self.length, self.facts.kv_tokens, self._used_budget
+            self.seqs or seen, self.length, self.facts.kv_tokens, self._used_budget, self.pace
         )
         middle = max(self.limits.max_num_seqs // 2, 1)
         probes = (PILOT_PROMPT, self.length // 8)
-        self._take(Stage(middle, self.length // 4, PILOT_OUTPUT, probes))
+        self._take(self._pilot(middle, self.length // 4, probes))
         self.pilot = fit(self.rows)
         self.grid = candidates(self.limits)
         self._send_alone()
@@ -199,6 +204,19 @@ class Experiment:
         self.stages.append(stage)
         return record
 
+    def _pilot(self, batch: int, prompt_tokens: int, probes: tuple[int, ...]) -> Stage:
+        output = min(self.pace * PILOT_OUTPUT, self.length - prompt_tokens)
+        return Stage(batch, prompt_tokens, output, probes, pace=self.pace)
+
+    def _find_pace(self) -> None:
+        """Find how many iterations there must be between probes."""
+        self.progress("a first request")
+        for _ in range(2):  # the first one may find the engine cold
+            (answer,) = self.runner.run(Stage(1, PILOT_PROMPT, PILOT_OUTPUT)).batch
+        wanted = int(np.ceil(SLOW_ENOUGH_S / max(answer.tpot_s, 1e-6)))
+        room = (self.length // 2) // PILOT_OUTPUT
+        self.pace = int(np.clip(wanted, 1, max(min(MOST_PACE, room), 1)))
+
     def _find_sequences(self) -> int:
         """Find the limit on requests at a time, and return the largest batch seen."""
         told = self.settings.max_num_seqs or self.facts.max_num_seqs
@@ -210,7 +228,7 @@ class Experiment:
         for batch in ladder(1, cap, 2.0):
             self.progress(f"batches of {batch}")
             probes = (PILOT_PROMPT, 4 * PILOT_PROMPT) if batch < cap or told is None else ()
-            together = at_once(self._take(Stage(batch, PILOT_PROMPT, PILOT_OUTPUT, probes)))
+            together = at_once(self._take(self._pilot(batch, PILOT_PROMPT, probes)))
             seen = max(seen, together)
             if together < batch:
                 self.seqs = together

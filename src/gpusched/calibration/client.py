@@ -20,7 +20,7 @@ from gpusched.errors import InputError
 try:
     import aiohttp
 except ImportError:
-    aiohttp = None  # type: ignore[assignment]
+    aiohttp = None  # type: ignore[assignment,unused-ignore]
 
 Result = TypeVar("Result")
 
@@ -29,6 +29,8 @@ LOWEST_ID, HIGHEST_ID = 100, 999
 CONNECT_S, STALL_S = 5.0, 60.0
 KEEP_ALIVE_S = 2.0
 """Less than servers keep idle connections open."""
+RETRIES = 2
+"""Of a request whose connection is closed before its answer begins."""
 SPACING = (3.0, 6.0)
 """Iterations between the answer to a probe and the next probe, least and most."""
 RESERVE = 8
@@ -180,11 +182,14 @@ class HttpEngine:
             if h.running_usage:
                 body["stream_options"]["continuous_usage_stats"] = True
         data = json.dumps(body).encode()
-        try:
-            return await self._stream(data, prompt_tokens, output_tokens, told)
-        except aiohttp.ServerDisconnectedError:
-            # an idle connection that the server closed while it was taken up again
-            return await self._stream(data, prompt_tokens, output_tokens, told)
+        for _ in range(RETRIES):
+            try:
+                return await self._stream(data, prompt_tokens, output_tokens, told)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                # a connection that the server closed while it was taken up
+                if isinstance(error, aiohttp.ClientConnectorError):
+                    raise
+        return await self._stream(data, prompt_tokens, output_tokens, told)
 
     async def _stream(
         self, data: bytes, prompt_tokens: int, output_tokens: int,
@@ -266,7 +271,7 @@ class HttpEngine:
                 if stage.batch:
                     await reached(counts[0])
                     before_s, start = time.perf_counter(), counts[0]
-                    wait = self.rng.uniform(*SPACING)
+                    wait = stage.pace * self.rng.uniform(*SPACING)
                     if not await reached(start + int(wait)):
                         break
                     gap_s = (time.perf_counter() - before_s) / max(counts[0] - start, 1)

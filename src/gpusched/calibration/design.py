@@ -34,6 +34,8 @@ class Limits:
     kv_tokens: int | None
     budget: int
     """Tokens of an iteration."""
+    pace: int = 1
+    """Of stages."""
 
 
 def candidates(limits: Limits) -> list[Stage]:
@@ -46,11 +48,11 @@ def candidates(limits: Limits) -> list[Stage]:
                 probes = (probe,) * PROBES if batch < limits.max_num_seqs else ()
                 if not probes and probe != PROBE:
                     continue
-                output = 8 + SPACE * (len(probes) or 4) + 8
+                output = 8 + SPACE * limits.pace * (len(probes) or 4) + 8
                 tokens = batch * (prompt + output) + (probe if probes else 0)
                 room = limits.kv_tokens is None or tokens <= HEADROOM * limits.kv_tokens
                 if prompt + output <= longest and room:
-                    found.append(Stage(batch, prompt, output, probes))
+                    found.append(Stage(batch, prompt, output, probes, pace=limits.pace))
     return found
 
 
@@ -69,7 +71,7 @@ def expected_rows(stage: Stage, budget: int) -> list[Row]:
     rows = [Row(0, (b,) * plain, b, context, 0.0, 0.0, 0.0, 0, 0, b)]
     for probe in stage.probes:
         pieces = chunks(probe, max(budget - b, 1))
-        pairs = sum(new * past + new * (new + 1) / 2 for new, past in pieces) / len(pieces)
+        pairs = sum(_pairs(new, past) for new, past in pieces) / len(pieces)
         tokens = tuple(b + new for new, _ in pieces)
         rows.append(Row(0, tokens, b + 1 / len(pieces), context, 1.0, pairs, 0.0, 0, probe, b))
     return rows
@@ -86,6 +88,10 @@ def finest_tables(limits: Limits) -> Tables:
     top = min(limits.budget, limits.max_model_len)
     knots = {*ladder(PROBE + 1, min(STRAIGHT, top), 2.0), max(top, PROBE + 2)}
     return Tables(tuple(batches(limits.max_num_seqs)), tuple(sorted(knots)))
+
+
+def _pairs(new: int, past: int) -> float:
+    return new * past + new * (new + 1) / 2
 
 
 def information(stage: Stage, pilot: Fit, limits: Limits) -> Floats:
@@ -106,13 +112,14 @@ def cost_s(stage: Stage, pilot: Fit, budget: int, overhead_s: float = 0.05) -> f
     b = stage.batch
     rows = expected_rows(stage, budget)
     time_s = pilot.predict_s(rows)
+    together = max(min(budget // stage.prompt_tokens, b), 1)
     start = [
-        Row(0, (new,), 1.0, 0.0, 1.0, new * past + new * (new + 1) / 2, 0.0, 0, 0, 0)
-        for new, past in chunks(b * stage.prompt_tokens, budget)
+        Row(0, (together * new,), together, 0.0, 1.0, together * _pairs(new, past), 0.0, 0)
+        for new, past in chunks(stage.prompt_tokens, budget)
     ]
+    first_s = float(pilot.predict_s(start).sum()) * -(-b // together)
     steps = sum(len(row.tokens) * t for row, t in zip(rows, time_s, strict=True))
-    waits = SPACE * len(stage.probes) * float(time_s[0])
-    return float(steps + waits + pilot.predict_s(start).sum() + overhead_s)
+    return float(steps + first_s + overhead_s)
 
 
 def log_determinant(matrix: Floats) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from gpusched.calibration.rows import Row
@@ -149,9 +150,10 @@ def fit(rows: Sequence[Row]) -> Fit:
     best: Fit | None = None
     for tables in candidate_tables(rows):
         x = features(rows, tables)
-        error = _cross_validated(x, time_s, weight, stages)
+        least = _least(tables, rows)
+        error = _cross_validated(x, time_s, weight, stages, least)
         if best is None or error < BETTER * best.error:
-            values, sigma, robust = _solve(x, time_s, weight)
+            values, sigma, robust = _solve(x, time_s, weight, least)
             covariance, condition = _uncertainty(x, time_s, weight * robust, sigma)
             stretch = _stretch(x @ values, rows)
             best = Fit(
@@ -169,7 +171,21 @@ def _stretch(predicted_s: Floats, rows: Sequence[Row]) -> float:
     return float(np.clip(np.average(mean_s / predicted_s, weights=weight), 1.0, MOST_STRETCH))
 
 
-def _solve(x: Floats, time_s: Floats, weight: Floats) -> tuple[Floats, float, Floats]:
+def _least(tables: Tables, rows: Sequence[Row]) -> Floats:
+    """Return bounds from below: nothing is negative, and no batch takes less than half of what the
+    fastest of its kind took."""
+    least = np.zeros(len(tables.names))
+    middle = len(OTHERS) + len(tables.decode)
+    decode_s = [row.time_s for row in rows if row.prompts == 0]
+    tokens_s = [row.time_s for row in rows if row.prompts > 0]
+    least[len(OTHERS) : middle] = 0.5 * min(decode_s)
+    least[middle:] = 0.5 * min(tokens_s)
+    return least
+
+
+def _solve(
+    x: Floats, time_s: Floats, weight: Floats, least: Floats
+) -> tuple[Floats, float, Floats]:
     """Return figures, relative standard deviation of a row of weight 1, and robust weights."""
     relative = x / time_s[:, None]
     scale = np.maximum(np.sqrt((relative**2).mean(axis=0)), 1e-300)
@@ -177,8 +193,8 @@ def _solve(x: Floats, time_s: Floats, weight: Floats) -> tuple[Floats, float, Fl
     values, sigma = np.zeros(x.shape[1]), LEAST_SIGMA
     for _ in range(ROUNDS):
         w = weight * np.sqrt(robust)
-        solved, _ = nnls(relative / scale * w[:, None], w)
-        values = solved / scale
+        solved, _ = nnls(relative / scale * w[:, None], w * (1.0 - relative @ least))
+        values = least + solved / scale
         residual = (1.0 - relative @ values) * weight
         sigma = max(1.4826 * float(np.median(np.abs(residual))), LEAST_SIGMA)
         new = np.minimum(1.0, HUBER * sigma / np.maximum(np.abs(residual), 1e-300))
@@ -188,18 +204,20 @@ def _solve(x: Floats, time_s: Floats, weight: Floats) -> tuple[Floats, float, Fl
     return values, sigma, np.sqrt(robust)
 
 
-def _cross_validated(x: Floats, time_s: Floats, weight: Floats, stages: np.ndarray) -> float:
+def _cross_validated(
+    x: Floats, time_s: Floats, weight: Floats, stages: NDArray[np.int64], least: Floats
+) -> float:
     """Mean absolute relative error of rows whose stages were left out."""
     names = np.unique(stages)
     folds = min(FOLDS, len(names))
     if folds < 2:
-        values, _, _ = _solve(x, time_s, weight)
+        values, _, _ = _solve(x, time_s, weight, least)
         return float(np.abs(x @ values / time_s - 1.0).mean())
     group = np.searchsorted(names, stages) % folds
     errors = np.empty(len(x))
     for fold in range(folds):
         out = group == fold
-        values, _, _ = _solve(x[~out], time_s[~out], weight[~out])
+        values, _, _ = _solve(x[~out], time_s[~out], weight[~out], least)
         errors[out] = np.abs(x[out] @ values / time_s[out] - 1.0)
     return float(np.average(errors, weights=weight))
 

@@ -33,7 +33,7 @@ def token_budget(record: Record) -> int | None:
     if line is None or len(record.probes) < 3:
         return None
     tokens = record.probes[0].prompt_tokens
-    ends = sorted(int(np.nanargmin(np.abs(line.end_s - p.received_s[0]))) for p in record.probes)
+    ends = sorted(int(np.argmin(np.abs(line.end_s - p.received_s[0]))) for p in record.probes)
     # the first may have been alone in its iterations; counting starts where it ended
     low, high, done = 0.0, np.inf, ends.count(ends[0])
     for place, end in enumerate(ends[done:], start=1):

@@ -8,6 +8,7 @@ gap longer: the one that ends when its first token comes.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpusched.calibration.stage import Answer, Floats, Ints, Record
 
@@ -15,6 +16,8 @@ BLOCK = 8
 """Iterations that are averaged into one row."""
 LONG = 1.4
 """Usual gaps beyond which a gap is a long one."""
+CLOCK_S = 2e-5
+"""Less than what a client can tell apart: tokens read together."""
 WARM = 2
 """Iterations left out after the last request of a batch has joined."""
 
@@ -56,15 +59,16 @@ class Timeline:
     context_tokens: Floats
     """Sum of the contexts of the iteration that ends then."""
     longest: Ints
+    seen: NDArray[np.bool_]
+    """Whether a token came alone then; else the time lies evenly between those around."""
 
 
 def timeline(batch: tuple[Answer, ...]) -> Timeline | None:
     """Return the iterations during which all requests decode; None where there are too few."""
     times = [answer.token_times_s() for answer in batch]
-    starts = [t[0] if len(t) else np.nan for t in times]
-    if not np.isfinite(starts).all():
+    if any(len(t) < WARM + 4 or not np.isfinite(t).any() for t in times):
         return None
-    last = int(np.argmax(starts))
+    last = int(np.argmax([answer.received_s[0] for answer in batch]))
     until_s = min(float(np.nanmax(t)) for t in times)
     reference = times[last]
     inside = np.flatnonzero(reference <= until_s + 1e-9)
@@ -79,14 +83,15 @@ def timeline(batch: tuple[Answer, ...]) -> Timeline | None:
         known = (at >= 0) & (at < len(times_s))
         ends[i, known] = times_s[at[known]]
         contexts[i] = answer.prompt_tokens + at
-    if not np.isfinite(ends).any(axis=0).all():
-        ends[0, ~np.isfinite(ends).any(axis=0)] = np.inf
-    end_s = np.nanmedian(ends, axis=0)
-    end_s[np.isinf(end_s)] = np.nan
+    seen = np.isfinite(ends).any(axis=0)
+    if seen.sum() < WARM + 4:
+        return None
+    end_s = np.interp(own, own[seen], np.nanmedian(ends[:, seen], axis=0))
     keep = slice(WARM, None)
     return Timeline(
-        end_s[keep], contexts.sum(axis=0)[keep].astype(np.float64), contexts.max(axis=0)[keep]
-    )
+        end_s[keep], contexts.sum(axis=0)[keep].astype(np.float64), contexts.max(axis=0)[keep],
+        seen[keep],
+    )  # fmt: skip
 
 
 def _ahead(times_s: Floats, reference_s: Floats, own: Ints) -> int:
@@ -123,7 +128,7 @@ def rows_of(record: Record, number: int, budget: int) -> list[Row]:
     b = len(record.batch)
     gap_s = np.diff(line.end_s)
     context, longest = line.context_tokens[1:], line.longest[1:]
-    plain = np.isfinite(gap_s)
+    plain = np.ones(len(gap_s), np.bool_)
     found = []
     for probe in record.probes:
         if probe.received_s[0] > line.end_s[-1]:
@@ -132,8 +137,14 @@ def rows_of(record: Record, number: int, budget: int) -> list[Row]:
         pieces = chunks(probe.prompt_tokens, max(budget - b, 1))
         begin = last - len(pieces) + 1
         touched = np.searchsorted(line.end_s, probe.sent_s) - 1
-        plain[max(min(begin, touched), 0) : last + 2] = False
-        if begin < 1 or last + 1 >= len(gap_s) or not np.isfinite(gap_s[begin : last + 1]).all():
+        low, high = max(min(begin, touched), 0), min(last + 2, len(gap_s))
+        while low > 0 and not line.seen[low]:
+            low -= 1
+        while high < len(gap_s) and not line.seen[high]:
+            high += 1
+        plain[low:high] = False
+        inside = begin >= 1 and last + 1 < len(gap_s)
+        if not inside or not (line.seen[begin] and line.seen[last + 1]):
             continue
         of = slice(begin, last + 1)
         found.append(
@@ -166,14 +177,14 @@ def rows_of(record: Record, number: int, budget: int) -> list[Row]:
                 mean_s=float(gap_s[part].mean()),
             )
         )
-    return found
+    return [row for row in found if row.time_s > CLOCK_S]
 
 
 def _ending_gap(end_s: Floats, gap_s: Floats, first_token_s: float) -> int:
     """Return the gap that ends with a first token: the nearest, or the one before if that is long and
     the nearest is not, for the head of an answer can be late."""
-    last = int(np.nanargmin(np.abs(end_s - first_token_s))) - 1
-    usual_s = float(np.nanmedian(gap_s))
+    last = int(np.argmin(np.abs(end_s - first_token_s))) - 1
+    usual_s = float(np.median(gap_s))
     late = last >= 1 and gap_s[last - 1] > LONG * usual_s and not gap_s[last] > LONG * usual_s
     return last - 1 if late else last
 
@@ -185,7 +196,7 @@ def trimmed_mean(values: Floats) -> float:
     return float(ordered[cut : len(ordered) - cut].mean())
 
 
-def _runs(plain: np.ndarray) -> list[Ints]:
+def _runs(plain: NDArray[np.bool_]) -> list[Ints]:
     """Return blocks of successive plain iterations, the short ends of runs left out."""
     blocks = []
     edges = np.flatnonzero(np.diff(np.concatenate(([0], plain.astype(np.int8), [0]))))

@@ -22,6 +22,9 @@ class Stage:
     """Prompt tokens of requests for one token each, sent one after the other."""
     together: bool = False
     """Probes are sent all at once."""
+    pace: int = 1
+    """Multiplies the iterations between probes: of a fast engine they must be many, so that a client
+    can send the next one in time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from gpusched.domain.plan import Plan, PlannedPool
 from gpusched.domain.spec import Spec
 from gpusched.sim.deploy import does_not_fit, engine_timing, pool_memory
 from gpusched.timing.iteration import TimingModel
+from gpusched.timing.measured import read_measured
 from gpusched.traces.trace import Trace
 
 FAST_LINK_BYTES_PER_S = 100e9
@@ -121,9 +122,9 @@ def _layouts(spec: Spec) -> Iterator[tuple[PlannedPool, int]]:
     """Yield every layout worth a look on every group of nodes.
 
     Tensor parallelism stays inside a node. Pipeline stages are tried where a node cannot hold the
-    model, or where its links are slow.
+    model, or where its links are slow. Of an engine that was measured, only its own layout is known.
     """
-    model = load_model(spec.model)
+    model, measured = load_model(spec.model), read_measured(spec.timing)
     attention = model.attention
     for group, nodes in enumerate(spec.cluster.nodes):
         if spec.search.gpus is not None and nodes.gpu not in spec.search.gpus:
@@ -138,6 +139,8 @@ def _layouts(spec: Spec) -> Iterator[tuple[PlannedPool, int]]:
             stages = spec.search.pipeline_parallel_sizes or ((1, 2, 4, 8) if across else (1,))
             for pp in stages:
                 fits = tp * pp <= nodes.total_gpus and pp <= model.layers
+                if measured is not None:
+                    fits = fits and pp == 1 and tp == measured.gpus
                 if spec.search.max_gpus is not None:
                     fits = fits and tp * pp <= spec.search.max_gpus
                 if not fits:

@@ -7,8 +7,8 @@ lengths that no figure was fitted to, in order of arrival and shortest answer fi
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -133,7 +133,10 @@ def measure(url: str, setting: Setting) -> tuple[MeasuredEngine, list[Run]]:
                 setting.progress(f"load {load}, {policy}, part {part + 1} of {PARTS}")
                 shortest = POLICIES[policy].startswith("sjf")
                 priority = output if shortest else np.zeros_like(output)
-                answers = send_open_loop(engine, arrival_s, prompt, output, _priorities(priority))
+                answers = send_open_loop(
+                    engine, arrival_s, prompt, output,
+                    partial(_with_priority, priority),
+                )  # fmt: skip
                 sent.setdefault((load, policy), []).append(answers)
             experiment.run(BETWEEN_S)
         measured = experiment.result().measured
@@ -148,8 +151,8 @@ def measure(url: str, setting: Setting) -> tuple[MeasuredEngine, list[Run]]:
     return measured, runs
 
 
-def _priorities(priority: Ints) -> Callable[[int], dict[str, int]]:
-    return lambda index: {"priority": int(priority[index])}
+def _with_priority(priority: Ints, index: int) -> dict[str, int]:
+    return {"priority": int(priority[index])}
 
 
 def traffic(
