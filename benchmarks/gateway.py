@@ -102,7 +102,9 @@ def free_port() -> int:
         return held.getsockname()[1]
 
 
-def command(name: str, peers: list[Path], folder: Path, port: int, a: int, b: int) -> list[str] | None:
+def command(
+    name: str, peers: list[Path], folder: Path, port: int, a: int, b: int
+) -> list[str] | None:
     """Return how a proxy is started; None if it is not installed."""
     urls = [f"http://127.0.0.1:{a}", f"http://127.0.0.1:{b}"]
     if name == "gpusched":
@@ -118,7 +120,15 @@ def command(name: str, peers: list[Path], folder: Path, port: int, a: int, b: in
         return [binary, "-p", str(folder), "-c", str(folder / "nginx.conf")]
     if name == "litellm":
         (folder / "litellm.yaml").write_text(LITELLM.format(a=a, b=b, key=KEY))
-        return [binary, "--config", str(folder / "litellm.yaml"), "--host", "127.0.0.1", "--port", str(port)]
+        return [
+            binary,
+            "--config",
+            str(folder / "litellm.yaml"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
     more = ["launch"] if name == "sglang-router" else []
     return [
         binary, *more, "--worker-urls", *urls, "--policy", "round_robin", "--host", "127.0.0.1",
@@ -263,7 +273,9 @@ def median(rows: list[dict[str, float]], name: str) -> float:
     return statistics.median(row[name] for row in rows)
 
 
-def row(name: str, value: float, unit: str, baseline: str, baseline_value: float) -> dict[str, object]:
+def row(
+    name: str, value: float, unit: str, baseline: str, baseline_value: float
+) -> dict[str, object]:
     ratio = value / baseline_value if baseline_value else None
     return {
         "name": name, "value": value, "unit": unit, "baseline": baseline,
@@ -284,7 +296,13 @@ def plain_rows(proxies: list[Proxy], direct: Proxy) -> list[dict[str, object]]:
         for label, name in (("p50", "p50_ms"), ("p99", "p99_ms")):
             value = median(proxy.plain, name)
             rows.append(
-                row(f"{proxy.name}: plain {label}", value, "ms", "direct", median(direct.plain, name))
+                row(
+                    f"{proxy.name}: plain {label}",
+                    value,
+                    "ms",
+                    "direct",
+                    median(direct.plain, name),
+                )
             )
         if proxy is direct:
             continue
@@ -307,7 +325,9 @@ def plain_rows(proxies: list[Proxy], direct: Proxy) -> list[dict[str, object]]:
         rows.append(row(f"{proxy.name}: CPU a request", us, "us", reference.name, base_us))
         bad = sum(r["bad"] for r in proxy.plain)
         if bad:
-            rows.append(row(f"{proxy.name}: answers other than 200", bad, "requests", "direct", 0.0))
+            rows.append(
+                row(f"{proxy.name}: answers other than 200", bad, "requests", "direct", 0.0)
+            )
     return rows
 
 
@@ -317,18 +337,37 @@ def stream_rows(proxies: list[Proxy], direct: Proxy, counts: list[int]) -> list[
         for proxy in proxies:
             mine, theirs = proxy.streams[count], direct.streams[count]
             label = f"{proxy.name}: {count} streams"
-            for name, unit in (("answers_per_s", "answers/s"), ("gap_p50_ms", "ms"), ("gap_p99_ms", "ms")):
+            for name, unit in (
+                ("answers_per_s", "answers/s"),
+                ("gap_p50_ms", "ms"),
+                ("gap_p99_ms", "ms"),
+            ):
                 title = name.removesuffix("_per_s").removesuffix("_ms").replace("_", " ")
                 rows.append(
-                    row(f"{label}, {title}", median(mine, name), unit, "direct", median(theirs, name))
+                    row(
+                        f"{label}, {title}",
+                        median(mine, name),
+                        unit,
+                        "direct",
+                        median(theirs, name),
+                    )
                 )
             if proxy is direct:
                 continue
             added = median(mine, "stalls") - median(theirs, "stalls")
             rows.append(
-                row(f"{label}, added stalls", 100 * added, "% of gaps", "direct", 100 * median(theirs, "stalls"))
+                row(
+                    f"{label}, added stalls",
+                    100 * added,
+                    "% of gaps",
+                    "direct",
+                    100 * median(theirs, "stalls"),
+                )
             )
-            us = statistics.median(r["cpu_s"] / (r["events_per_s"] * r["seconds"]) for r in mine) * 1e6
+            us = (
+                statistics.median(r["cpu_s"] / (r["events_per_s"] * r["seconds"]) for r in mine)
+                * 1e6
+            )
             cores = statistics.median(r["cpu_s"] / r["seconds"] for r in mine)
             rows.append(row(f"{label}, CPU an event", us, "us", "one core", cores))
             failed = sum(r["failed"] for r in mine)
@@ -338,8 +377,12 @@ def stream_rows(proxies: list[Proxy], direct: Proxy, counts: list[int]) -> list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--peers", type=Path, action="append", default=[], help="virtual environment with peers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--peers", type=Path, action="append", default=[], help="virtual environment with peers"
+    )
     parser.add_argument("--part", choices=("plain", "streams", "all"), default="all")
     parser.add_argument("--only", default=",".join(NAMES), help="proxies, separated by commas")
     parser.add_argument("--passes", type=int, default=3)
@@ -384,7 +427,12 @@ def main() -> None:
                     for connections, results in ((64, proxy.plain), (1, proxy.single)):
                         seconds = options.seconds if connections == 64 else options.seconds / 3
                         results.append(
-                            measured(proxy, lambda p=proxy, c=connections, s=seconds: load(p.port, c, s, script))
+                            measured(
+                                proxy,
+                                lambda p=proxy, c=connections, s=seconds: load(
+                                    p.port, c, s, script
+                                ),
+                            )
                         )
             rows += plain_rows(proxies, direct)
         if options.part != "plain":
@@ -392,7 +440,9 @@ def main() -> None:
             for count in counts:
                 for number in range(options.passes):
                     print(f"{count} streams, pass {number + 1}", file=sys.stderr)
-                    for proxy in streaming[number % len(streaming) :] + streaming[: number % len(streaming)]:
+                    for proxy in (
+                        streaming[number % len(streaming) :] + streaming[: number % len(streaming)]
+                    ):
                         figures = measured(
                             proxy, lambda p=proxy, c=count: open_streams(p.port, c, options.seconds)
                         )
@@ -400,13 +450,20 @@ def main() -> None:
                         figures["seconds"] = options.seconds + 0.5
                         proxy.streams.setdefault(count, []).append(figures)
             rows += stream_rows(streaming, direct, counts)
-    report = {"benchmark": "gateway", "seconds": time.monotonic() - began, "rows": rows, "not_installed": missing}
+    report = {
+        "benchmark": "gateway",
+        "seconds": time.monotonic() - began,
+        "rows": rows,
+        "not_installed": missing,
+    }
     if options.json:
         print(json.dumps(report))
         return
     for r in rows:
         ratio = f"{r['ratio']:8.2f}" if r["ratio"] is not None else "        "
-        print(f"{r['name']:45} {r['value']:12.2f} {r['unit']:11} {ratio} of {r['baseline']} ({r['baseline_value']:.2f})")
+        print(
+            f"{r['name']:45} {r['value']:12.2f} {r['unit']:11} {ratio} of {r['baseline']} ({r['baseline_value']:.2f})"
+        )
     for name in missing:
         print(f"{name}: not installed")
 

@@ -137,7 +137,7 @@ def rows_of(record: Record, number: int, budget: int) -> list[Row]:
         pieces = chunks(probe.prompt_tokens, max(budget - b, 1))
         begin = last - len(pieces) + 1
         touched = np.searchsorted(line.end_s, probe.sent_s) - 1
-        low, high = max(min(begin, touched), 0), min(last + 2, len(gap_s))
+        low, high = max(min(begin, int(touched)), 0), min(last + 2, len(gap_s))
         while low > 0 and not line.seen[low]:
             low -= 1
         while high < len(gap_s) and not line.seen[high]:

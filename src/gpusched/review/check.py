@@ -25,7 +25,7 @@ def shortcomings(store: Store, contents: Contents) -> list[str]:
     lines += [
         f"{known.arxiv}: 'gpusched reproduce {name}' exists, but no accepted paper names it"
         for name, known in PAPERS.items()
-        if name not in listed
+        if known.arxiv and name not in listed
     ]
     lines += [
         f"front {front.front}: no narrative in fronts.yaml"
