@@ -22,7 +22,9 @@ _PRODUCTS = {
 }
 """Label ``nvidia.com/gpu.product`` by GPU feature discovery: the driver's product name."""
 
-PLUG_IN_NOTE = "the engines run a policy of gpusched: their image must have it installed"
+PLUG_IN_NOTE = (
+    "the engines run a policy of gpusched by its scheduler for vLLM, which this version lacks"
+)
 SIDE_CHANNEL_PORT = 5600
 
 

@@ -50,7 +50,9 @@ def serve_config(parts: tuple[Release, ...], image: str | None = None) -> list[D
             if pool.gpu not in _ACCELERATORS:
                 notes.append(f"pool {pool.name}: Ray has no accelerator type for {pool.gpu}")
             if needs_plug_in(pool):
-                notes.append("the engines run a policy of gpusched: install it where Ray runs them")
+                notes.append(
+                    "the engines run a policy of gpusched by its scheduler for vLLM, which this version lacks"
+                )
     heading = "; ".join(f"{part.model}: {part.plan.summary}" for part in parts)
     return [Document("serve", dump({"applications": applications}, heading), tuple(notes))]
 

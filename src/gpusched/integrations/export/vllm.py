@@ -204,6 +204,6 @@ def _how_to_reach(parts: tuple[Release, ...], engines: list[Engine]) -> Iterator
 def _notes(parts: tuple[Release, ...]) -> Iterator[str]:
     for part in parts:
         if any(needs_plug_in(pool) for pool in part.pools):
-            yield "the engines run a policy of gpusched: install it beside vLLM"
+            yield "the engines run a policy of gpusched by its scheduler for vLLM, which this version lacks"
         if part.disaggregated:
             yield "prefill and decode engines exchange KV cache by NIXL: install nixl beside vLLM"
