@@ -33,18 +33,20 @@ class Stream(asyncio.Protocol):
 
     def ask(self):
         self.first = True
+        self.headed = False
         self.asked_s = time.monotonic()
         self.transport.write(self.request)
 
     def data_received(self, data):
         now = time.monotonic()
+        if not self.headed:
+            self.headed = True
+            self.seen.failed += not data.startswith(b"HTTP/1.1 200")
         if self.first:
             if b"data:" not in data:
                 return
             self.first = False
             self.seen.first.append(now - self.asked_s)
-            if b"event-stream" not in data and b"HTTP/1.1 200" not in data:
-                self.seen.failed += 1
         elif self.seen.counting:
             self.seen.gaps.append(now - self.last_s)
         self.last_s = now

@@ -1,10 +1,19 @@
 """``gpusched pick``: the endpoint picker behind Envoy."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from gpusched.cli.serving import (
+    Admission,
+    Endpoints,
+    Host,
+    PlanFile,
+    Routing,
+    Seed,
+    served_plan,
+)
 
 if TYPE_CHECKING:
     from gpusched.domain.plan import Plan
@@ -14,10 +23,8 @@ PICKER_PORT = 9002
 
 
 def pick(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="Plan whose pools name endpoints.")],
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. Default 127.0.0.1.")
-    ] = None,
+    plan: PlanFile,
+    host: Host = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="For Envoy (gRPC). 0 takes a free one.")
     ] = PICKER_PORT,
@@ -25,17 +32,10 @@ def pick(
         int | None,
         typer.Option(min=0, max=65535, help="For status, metrics and plain clients. Default 8000."),
     ] = None,
-    endpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="A live engine, in place of the plan's; repeat it."),
-    ] = None,
-    routing: Annotated[
-        str | None, typer.Option(help="Routing policy, in place of the plan's.")
-    ] = None,
-    admission: Annotated[
-        str | None, typer.Option(help="Admission policy, in place of the plan's.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of random choices.")] = 0,
+    endpoint: Endpoints = None,
+    routing: Routing = None,
+    admission: Admission = None,
+    seed: Seed = 0,
 ) -> None:
     """Pick endpoints for a proxy by the plan's policies: Envoy carries the bytes.
 
@@ -55,14 +55,13 @@ def pick(
             f"gpusched pick needs {error.name}; install it with: "
             "pip install 'gpusched[gateway,picker]'"
         ) from None
-    from gpusched.cli.serve import changed
     from gpusched.gateway.rooms import LiveRooms
     from gpusched.gateway.server import Serving, run
 
     settings = {"host": host, "port": http_port}
 
     def read() -> "Plan":
-        return changed(plan, settings, endpoint or [], routing, admission)
+        return served_plan(plan, settings, endpoint or [], routing, admission)
 
     gateways: list[PickingGateway] = []
 

@@ -2,37 +2,37 @@
 
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from gpusched.cli.serving import (
+    Admission,
+    Endpoints,
+    Host,
+    PlanFile,
+    Routing,
+    Seed,
+    served_plan,
+)
 
 if TYPE_CHECKING:
     from gpusched.domain.plan import Plan
 
 
 def serve(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="Plan whose pools name endpoints.")],
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. Default 127.0.0.1.")
-    ] = None,
+    plan: PlanFile,
+    host: Host = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="0 takes a free one. Default 8000.")
     ] = None,
-    endpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="A live engine, in place of the plan's; repeat it."),
-    ] = None,
-    routing: Annotated[
-        str | None, typer.Option(help="Routing policy, in place of the plan's.")
-    ] = None,
-    admission: Annotated[
-        str | None, typer.Option(help="Admission policy, in place of the plan's.")
-    ] = None,
+    endpoint: Endpoints = None,
+    routing: Routing = None,
+    admission: Admission = None,
     reuse_port: Annotated[
         bool, typer.Option(help="Let several gateways share the port, one for each core.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of random choices.")] = 0,
+    seed: Seed = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document when ready.")
     ] = False,
@@ -59,7 +59,7 @@ def serve(
     changes = {"host": host, "port": port}
 
     def read() -> "Plan":
-        return changed(plan, changes, endpoint or [], routing, admission)
+        return served_plan(plan, changes, endpoint or [], routing, admission)
 
     first = read()
 
@@ -81,42 +81,6 @@ def serve(
             say,
         )
     )
-
-
-def changed(
-    path: Path,
-    settings: dict[str, Any],
-    urls: list[str],
-    routing: str | None,
-    admission: str | None,
-) -> "Plan":
-    """Read the plan and put in what the command line says."""
-    from gpusched.domain.document import load_document
-    from gpusched.domain.plan import plan_from
-    from gpusched.errors import InputError
-
-    values = load_document(path)
-    if "gpusched" not in values:
-        raise InputError(
-            f"{path}: this is a spec, not a plan; make one with: gpusched plan {path} -o plan.yaml"
-        )
-    given = {name: value for name, value in settings.items() if value is not None}
-    gateway = values.get("gateway")
-    if gateway is None or isinstance(gateway, dict):
-        values["gateway"] = {**(gateway or {}), **given}
-    if routing is not None:
-        values["routing"] = routing
-    if admission is not None:
-        values["admission"] = admission
-    pools = values.get("pools")
-    if urls:
-        if not isinstance(pools, list) or len(pools) != 1 or not isinstance(pools[0], dict):
-            raise InputError(
-                f"--endpoint: {path} has not exactly one pool, so that it is unclear which engines "
-                "these are; write 'endpoints' into its pools"
-            )
-        pools[0]["endpoints"] = urls
-    return plan_from(values, origin=str(path), folder=path.parent)
 
 
 def _ready(plan: "Plan", address: str) -> dict[str, Any]:

@@ -10,17 +10,17 @@ No gRPC here: messages go in, messages come out.
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from gpusched.gateway.exchange import NOWHERE, Exchange, Refusal
+from gpusched.domain.gateway import GatewaySettings
+from gpusched.gateway.exchange import NOWHERE, Access, Exchange, Reading, Refusal
 from gpusched.gateway.picker import messages
+from gpusched.gateway.picker.addresses import Addresses
+from gpusched.gateway.picker.engines import PickingDispatcher
 from gpusched.gateway.picker.messages import ProcessingResponse, header_pairs, set_header
 from gpusched.gateway.wire.errors import error_body
 from gpusched.gateway.wire.head import REPORT, REPORT_FORMAT
 from gpusched.gateway.wire.usage import TAIL_BYTES, TAIL_READS, usage
-
-if TYPE_CHECKING:
-    from gpusched.gateway.picker.picker import Picker
 
 DESTINATION = "x-gateway-destination-endpoint"
 SERVED = "x-gateway-destination-endpoint-served"
@@ -39,10 +39,32 @@ class ProtocolError(Exception):
     """Envoy is configured in a way that a picker cannot work with; the message says how."""
 
 
+class Picker(Protocol):
+    """What a conversation asks of those who decide."""
+
+    settings: GatewaySettings
+    access: Access
+    reading: Reading
+    dispatcher: PickingDispatcher
+    addresses: Addresses
+
+    def number(self) -> int:
+        """Return the next exchange's number."""
+        ...
+
+    def opened(self, conversation: "Conversation", now_s: float) -> None:
+        """Take in that a request has begun."""
+        ...
+
+    def ended(self, conversation: "Conversation", submitted: bool, now_s: float) -> None:
+        """Take in that it is over."""
+        ...
+
+
 class Conversation:
     """What has been said of one HTTP exchange."""
 
-    def __init__(self, picker: "Picker", send: Send) -> None:
+    def __init__(self, picker: Picker, send: Send) -> None:
         self.picker = picker
         self.exchange: Exchange | None = None
         self._send = send

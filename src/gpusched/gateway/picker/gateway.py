@@ -3,7 +3,8 @@
 from typing import cast
 
 from gpusched.domain.plan import Plan
-from gpusched.gateway.picker.picker import EitherRelay, Picker, PickingDispatcher
+from gpusched.gateway.picker.engines import PickingDispatcher
+from gpusched.gateway.picker.picker import EitherRelay, Picker
 from gpusched.gateway.picker.server import PickerServer
 from gpusched.gateway.server import Build, Gateway
 

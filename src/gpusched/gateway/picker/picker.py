@@ -1,14 +1,11 @@
 """The picker among the gateway's rooms: its conversations, and the dispatcher's way to them."""
 
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
 
 from gpusched.domain.gateway import GatewaySettings
 from gpusched.gateway.exchange import (
     NOWHERE,
     Access,
-    Dispatcher,
     Exchange,
     Reading,
     Recorder,
@@ -17,29 +14,7 @@ from gpusched.gateway.exchange import (
 )
 from gpusched.gateway.picker.addresses import Addresses
 from gpusched.gateway.picker.conversation import Conversation
-
-
-class EngineView(Protocol):
-    """What a picker asks of a live engine."""
-
-    index: int
-    url: str
-    api_key: bytes | None
-
-
-class PickingDispatcher(Dispatcher, Protocol):
-    """A dispatcher whose engines can be seen."""
-
-    relay: Relay
-
-    @property
-    def engines(self) -> Sequence[Any]:
-        """Engines by index, each an ``EngineView``."""
-        ...
-
-    def body_for(self, exchange: Exchange, engine: int) -> bytes:
-        """Return the body to send to an engine."""
-        ...
+from gpusched.gateway.picker.engines import PickingDispatcher
 
 
 class Picker:

@@ -3,16 +3,13 @@
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import httptools
 
+from gpusched.domain.gateway import GatewaySettings
 from gpusched.gateway.exchange import Exchange, Refusal
 from gpusched.gateway.wire.errors import JSON, answer, refused
-
-if TYPE_CHECKING:
-    from gpusched.gateway.wire.front import Front
-    from gpusched.gateway.wire.relay import Passage
 
 MAX_AHEAD = 16
 """Requests read ahead of their turn before reading stops."""
@@ -26,6 +23,53 @@ LINGER_S = 2.0
 _monotonic = time.monotonic
 
 
+class Passage(Protocol):
+    """What a client's connection tells the exchange that it waits for."""
+
+    def cancel(self) -> None:
+        """Take in that the client has gone."""
+        ...
+
+    def pause(self) -> None:
+        """Take in that the client does not keep up."""
+        ...
+
+    def resume(self) -> None:
+        """Take in that it keeps up again."""
+        ...
+
+
+class Front(Protocol):
+    """What a client's connection asks of those who serve it."""
+
+    @property
+    def connections(self) -> "set[ClientConnection]":
+        """All that are open."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """Whether connections end with the answers under way."""
+        ...
+
+    @property
+    def settings(self) -> GatewaySettings:
+        """The gateway's settings."""
+        ...
+
+    def number(self) -> int:
+        """Return the next exchange's number."""
+        ...
+
+    def turned_away(self, refusal: Refusal) -> None:
+        """Take in that a request could not be read."""
+        ...
+
+    def receive(self, exchange: Exchange, client: "ClientConnection", old: bool) -> None:
+        """Serve a request, of a client that speaks HTTP/1.0 if ``old``."""
+        ...
+
+
 class ClientConnection(asyncio.Protocol):
     """Reads requests, hands them to the front in turn, and takes their answers."""
 
@@ -36,7 +80,7 @@ class ClientConnection(asyncio.Protocol):
         "waits_for",
     )  # fmt: skip
 
-    def __init__(self, front: "Front") -> None:
+    def __init__(self, front: Front) -> None:
         self.front = front
         self.transport: Any = None
         self.passage: Passage | None = None

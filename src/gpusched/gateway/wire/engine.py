@@ -6,20 +6,77 @@ replaced.
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import httptools
 
+from gpusched.gateway.exchange import Exchange
 from gpusched.gateway.wire.head import REPORT, header_value
-
-if TYPE_CHECKING:
-    from gpusched.gateway.wire.pool import Pool
-    from gpusched.gateway.wire.relay import Passage
 
 MAX_HEAD_BYTES = 262_144
 """Of an answer."""
 ONE_WRITE_BYTES = 65_536
 """Up to here, head and body are joined for one write."""
+
+
+class Passage(Protocol):
+    """What an engine's connection tells the exchange that it works for."""
+
+    @property
+    def exchange(self) -> Exchange:
+        """The request."""
+        ...
+
+    @property
+    def tapped(self) -> bool:
+        """Whether the answer's body is wanted without its chunked framing."""
+        ...
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client does not keep up."""
+        ...
+
+    def begin(
+        self, leg: "Leg", status: int, head: bytes, lower: bytes, rest: bytes, until_close: bool
+    ) -> bool:
+        """Take in an answer's head and first bytes; return whether the rest is wanted."""
+        ...
+
+    def pour(self, data: bytes) -> None:
+        """Take in further bytes."""
+        ...
+
+    def end(self, leg: "Leg") -> None:
+        """Take in that the answer is whole."""
+        ...
+
+    def lost(self, leg: "Leg", reason: str, detail: str = "") -> None:
+        """Take in that no answer, or no whole one, will come."""
+        ...
+
+    def reported(self, engine: int, report: bytes) -> None:
+        """Take in an engine's load report."""
+        ...
+
+
+class Pool(Protocol):
+    """What an engine's connection asks of those it lives among."""
+
+    index: int
+    """Of the engine."""
+
+    def connect(self, leg: "Leg") -> None:
+        """Send a leg over a new connection."""
+        ...
+
+    def give_back(self, connection: "EngineConnection") -> None:
+        """Keep a connection whose answer has ended."""
+        ...
+
+    def forget(self, connection: "EngineConnection") -> None:
+        """Take in that an idle connection has closed."""
+        ...
 
 
 class Leg:
@@ -28,7 +85,7 @@ class Leg:
     __slots__ = ("body", "connection", "deadline_s", "head", "passage", "pool", "prefill", "task")
 
     def __init__(
-        self, passage: "Passage", pool: "Pool", head: bytes, body: bytes, deadline_s: float, prefill: bool
+        self, passage: Passage, pool: Pool, head: bytes, body: bytes, deadline_s: float, prefill: bool
     ) -> None:  # fmt: skip
         self.passage = passage
         self.pool = pool
@@ -64,7 +121,7 @@ class EngineConnection(asyncio.Protocol):
         "headed", "leg", "parser", "pool", "transport", "used",
     )  # fmt: skip
 
-    def __init__(self, pool: "Pool") -> None:
+    def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.transport: Any = None
         self.leg: Leg | None = None
@@ -157,7 +214,7 @@ class EngineConnection(asyncio.Protocol):
         if REPORT in lower:
             report = header_value(head, lower, REPORT)
             if report is not None:
-                leg.passage.relay.reported(self.pool.index, report)
+                leg.passage.reported(self.pool.index, report)
         if not leg.passage.begin(leg, status, head, lower, rest, self._until_close):
             return
         self._begun = True

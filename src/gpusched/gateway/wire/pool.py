@@ -57,8 +57,7 @@ class Pool:
             raise
         except (OSError, TimeoutError, UnicodeError) as error:
             leg.task = None
-            leg.passage.relay.unreachable[self.index] = str(error) or "no answer in time"
-            leg.passage.lost(leg, "connect")
+            leg.passage.lost(leg, "connect", str(error) or "no answer in time")
             return
         leg.task = None
         connection.carry(leg, leg.passage.tapped or leg.prefill)

@@ -155,8 +155,14 @@ class Passage:
         self.relay.ended(self)
         self.client.finished(False)
 
-    def lost(self, leg: Leg, reason: str) -> None:
+    def reported(self, engine: int, report: bytes) -> None:
+        """Pass on an engine's report of its load."""
+        self.relay.dispatcher.load_report(engine, report, _monotonic())
+
+    def lost(self, leg: Leg, reason: str, detail: str = "") -> None:
         """Take in that a leg came to nothing, or broke off."""
+        if detail:
+            self.relay.unreachable[leg.engine] = detail
         if leg is self.winner:
             self.legs.remove(leg)
             self._break_off("the engine broke off its answer", "engine_closed")
@@ -410,10 +416,6 @@ class WireRelay:
         leg = Leg(passage, pool, head, body, deadline_s, prefill)
         passage.legs.append(leg)
         pool.start(leg)
-
-    def reported(self, engine: int, report: bytes) -> None:
-        """Pass on an engine's report of its load."""
-        self.dispatcher.load_report(engine, report, _monotonic())
 
     def ended(self, passage: Passage) -> None:
         """Take in that an exchange is over, and tell everybody."""
