@@ -18,10 +18,10 @@ import numpy as np
 
 from gpusched.domain.plan import Plan, plan_from
 from gpusched.engines.dialects import read_metrics
-from gpusched.gateway.assembly import Rooms, assemble
+from gpusched.gateway.dispatch.assembly import Rooms, assemble
+from gpusched.gateway.dispatch.prefix_index import PrefixIndex
 from gpusched.gateway.exchange import NOWHERE, Exchange, Refusal
-from gpusched.gateway.prefix_index import PrefixIndex
-from gpusched.gateway.reading import MOST_BLOCKS
+from gpusched.gateway.reading.reading import MOST_BLOCKS
 from gpusched.policies.routing import choice
 from gpusched.policies.routing.live import LiveRouter, WeightedRouter
 from gpusched.policies.routing.policy import ROUTING, routing_policy

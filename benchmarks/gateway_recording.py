@@ -24,11 +24,11 @@ from typing import Any
 
 from gpusched.domain.gateway import ClientKey
 from gpusched.domain.plan import Plan
-from gpusched.gateway.access import Access
+from gpusched.gateway.access.access import Access
 from gpusched.gateway.exchange import CHAT, EngineStatus, Exchange
-from gpusched.gateway.exposition import Histogram
-from gpusched.gateway.metrics import TTFT_EDGES
-from gpusched.gateway.recorder import Recorder
+from gpusched.gateway.observe.exposition import Histogram
+from gpusched.gateway.observe.metrics import TTFT_EDGES
+from gpusched.gateway.observe.recorder import Recorder
 
 KEY = "gs-benchmark"
 PASSES = 5

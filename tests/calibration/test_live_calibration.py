@@ -2,36 +2,43 @@
 
 import pytest
 
-from gpusched.calibration.calibrate import Settings, calibrate
+from gpusched.calibration.calibrate import Calibrated, Settings, calibrate
 from gpusched.calibration.client import HttpEngine
-from gpusched.calibration.facts import check_idle, find_facts
+from gpusched.calibration.facts import Facts, check_idle, find_facts
 from gpusched.calibration.validate import validate
-from gpusched.engines.cores import Neighbours, own_core
+from gpusched.engines.cores import own_core
 from gpusched.engines.process import EngineServer
 from gpusched.errors import InputError
+from parts import missing
 
 LAYERS = ("--hf-overrides", '{"num_hidden_layers": 16}', "--load-format", "dummy")
-BUSY = 0.25
+ATTEMPTS = 4
 
 pytestmark = pytest.mark.engine
+
+
+def quiet_calibration(engine: HttpEngine, facts: Facts, known: Settings) -> Calibrated:
+    """Try again while other programs disturb the engine: it is right to refuse then."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return calibrate(engine, facts, known)
+        except InputError as error:
+            if "vary by" not in str(error):
+                raise
+    return calibrate(engine, facts, known)
 
 
 def check(server: EngineServer, dialect: str, seqs: int, worker: str) -> None:
     engine = HttpEngine(server.url)
     try:
-        facts, neighbours = find_facts(engine), Neighbours(server.pid)
+        facts = find_facts(engine)
         check_idle(engine)
         engine.find_habits()
         assert facts.engine == dialect
         known = Settings(seconds=12, max_num_seqs=seqs, max_num_batched_tokens=2048)
         with own_core(server.pid, worker):
-            found = calibrate(engine, facts, known)
+            found = quiet_calibration(engine, facts, known)
             figures, _ = validate(engine, found.measured, seconds=4, load=0.3)
-    except InputError as error:
-        others = neighbours.share()
-        if "vary by" in str(error) and others is not None and others > BUSY:
-            pytest.skip(f"other programs take {others:.0%} of the machine: {error}")
-        raise
     finally:
         engine.close()
     m = found.measured
@@ -49,7 +56,7 @@ def test_llama() -> None:
     try:
         server = start_llama(slots=4)
     except InputError as error:
-        pytest.skip(str(error))
+        missing(error)
     with server:
         check(server, "llama.cpp", 4, "llama_child")
 
@@ -60,6 +67,6 @@ def test_vllm() -> None:
     try:
         server = start_vllm(max_num_seqs=4, extra=LAYERS)
     except InputError as error:
-        pytest.skip(str(error))
+        missing(error)
     with server:
         check(server, "vllm", 4, "EngineCore")

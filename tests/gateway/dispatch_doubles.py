@@ -5,7 +5,7 @@ import itertools
 from typing import Any
 
 from gpusched.domain.plan import Plan, plan_from
-from gpusched.gateway.assembly import Rooms, assemble
+from gpusched.gateway.dispatch.assembly import Rooms, assemble
 from gpusched.gateway.exchange import CHAT, NOWHERE, Exchange, Refusal
 
 MODEL = "llama-3.1-8b"

@@ -15,7 +15,7 @@ import pytest
 
 from gpusched.domain.plan import plan_from
 from gpusched.engines.state import EngineState
-from gpusched.gateway.assembly import assemble
+from gpusched.gateway.dispatch.assembly import assemble
 from gpusched.gateway.exchange import CHAT, NOWHERE, Exchange, Refusal
 
 ENGINES = 4

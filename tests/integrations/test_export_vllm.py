@@ -11,6 +11,7 @@ from test_export import serve_commands
 from gpusched.engines.vllm_server import ENVIRONMENT, vllm_python
 from gpusched.errors import InputError
 from gpusched.integrations.export import export
+from parts import missing
 
 READ = """
 import json, sys
@@ -46,7 +47,7 @@ def test_vllm_reads_what_the_plan_says() -> None:
     try:
         vllm_python()
     except InputError as error:
-        pytest.skip(str(error).splitlines()[0])
+        missing(error)
     plans = [
         mixed(),
         disaggregated(kv_cache_dtype="fp8"),

@@ -18,7 +18,7 @@ def serve_key(
     """
     from gpusched.domain.document import validate
     from gpusched.domain.gateway import ClientKey
-    from gpusched.gateway.access import new_key
+    from gpusched.gateway.access.access import new_key
 
     key, digest = new_key()
     validate(ClientKey, {"name": name, "sha256": digest}, "serve-key")

@@ -13,7 +13,7 @@ import orjson
 
 from gpusched.domain.gateway import GatewaySettings
 from gpusched.errors import InputError
-from gpusched.gateway.access import CREDENTIALS
+from gpusched.gateway.access.access import CREDENTIALS
 from gpusched.gateway.exchange import Exchange, Refusal
 from gpusched.sampling.endpoint import Endpoint, EndpointError
 from gpusched.sampling.safe_answer import safe_answer

@@ -5,13 +5,13 @@ import time
 
 from gpusched.domain.gateway import GatewaySettings
 from gpusched.domain.plan import Plan
-from gpusched.gateway.access import Access
+from gpusched.gateway.access.access import Access
 from gpusched.gateway.answers import Answers
-from gpusched.gateway.assembly import assemble
+from gpusched.gateway.dispatch.assembly import assemble
 from gpusched.gateway.exchange import Exchange
-from gpusched.gateway.pages import Page, Pages
-from gpusched.gateway.reading import BLOCK_BYTES
-from gpusched.gateway.recorder import Recorder
+from gpusched.gateway.observe.pages import Page, Pages
+from gpusched.gateway.observe.recorder import Recorder
+from gpusched.gateway.reading.reading import BLOCK_BYTES
 from gpusched.gateway.wire.front import Front
 from gpusched.gateway.wire.surface import description
 

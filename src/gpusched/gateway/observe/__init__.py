@@ -1,0 +1,1 @@
+"""What is seen of the requests: metrics, spans, logs, pages."""
