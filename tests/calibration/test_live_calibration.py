@@ -23,7 +23,7 @@ def quiet_calibration(engine: HttpEngine, facts: Facts, known: Settings) -> Cali
         try:
             return calibrate(engine, facts, known)
         except InputError as error:
-            if "vary by" not in str(error):
+            if not any(words in str(error) for words in ("vary by", "measurements of iterations")):
                 raise
     return calibrate(engine, facts, known)
 
