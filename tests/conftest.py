@@ -21,3 +21,11 @@ settings.register_profile(
     "gpusched", max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("gpusched")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave measuring tests out where several workers run."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        kept = [item for item in items if item.get_closest_marker("quiet") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
