@@ -6,9 +6,9 @@ from engines_made_up import made_up
 from virtual_engine import VirtualEngine
 
 from gpusched.calibration import calibrate as module
-from gpusched.calibration.calibrate import Calibrated, Experiment, Settings, calibrate
+from gpusched.calibration.calibrate import Calibrated, Experiment, Settings, calibrate, check_fit
 from gpusched.calibration.facts import Facts
-from gpusched.calibration.fit import fit, hats
+from gpusched.calibration.fit import OTHERS, Fit, Tables, fit, hats
 from gpusched.calibration.limits import burst, token_budget
 from gpusched.calibration.rows import rows_of
 from gpusched.calibration.stage import Stage
@@ -148,3 +148,17 @@ def test_hats_interpolate_and_extend() -> None:
     for size, expected in ((1, 1.0), (2, 3.0), (4, 7.0), (6, 8.0), (8, 9.0), (12, 11.0)):
         assert hats((size,), knots) @ values == pytest.approx(expected)
     assert hats((2, 6), knots) @ values == pytest.approx(5.5)
+
+
+@pytest.mark.parametrize(
+    ("decode_s", "tokens_s", "words"),
+    [
+        ((0.01, 0.0), (0.01, 0.03), "2 sequences 0 ms and one of 1 10 ms"),
+        ((0.01, 0.01), (0.03, 0.01), "64 tokens 10 ms and one of 8 30 ms"),
+    ],
+)
+def test_times_that_cannot_be_are_refused(decode_s, tokens_s, words) -> None:
+    values = np.array((*np.zeros(len(OTHERS)), *decode_s, *tokens_s))
+    none = np.zeros((len(values), len(values)))
+    with pytest.raises(InputError, match=words):
+        check_fit(Fit(Tables((1, 2), (8, 64)), values, none, 0.1, 0.1, 1.0))

@@ -41,6 +41,8 @@ DEFAULT_LENGTH = 2048
 LARGEST_BATCH = 32
 UNSEEN_BUDGET = 1_048_576
 NOISY = 0.35
+FASTER = 0.2
+"""By which an iteration of more tokens may come out faster: kernels change with the size of a batch."""
 """Cross-validated error beyond which a fit is refused."""
 LONE_REPEATS = 4
 SLOW_ENOUGH_S = 0.006
@@ -174,7 +176,7 @@ class Experiment:
         """Return the engine's times.
 
         Raises:
-            InputError: they vary too much to be fitted.
+            InputError: they vary too much to be fitted, or the fit cannot be true.
         """
         found = fit(self.rows)
         if found.error > NOISY:
@@ -183,6 +185,7 @@ class Experiment:
                 "another job on the engine's machine, or is the engine no longer the same? Nothing "
                 "was written"
             )
+        check_fit(found)
         overhead, half_width = request_overhead(found, self.lone, self._used_budget)
         measured = _measured(
             found,
@@ -297,6 +300,27 @@ def alone_s(found: Fit, prompt_tokens: int, budget: int) -> float:
         for new, past in pieces
     ]  # fmt: skip
     return float(found.predict_s(rows).sum())
+
+
+def check_fit(found: Fit) -> None:
+    """Refuse a fit in which iterations take no time, or less time for more tokens.
+
+    Raises:
+        InputError: it is one.
+    """
+    for sizes, times_s, what in (
+        (found.tables.decode, found.decode_s, "sequences"),
+        (found.tables.tokens, found.tokens_s, "tokens"),
+    ):
+        longest = 0
+        for i, time_s in enumerate(times_s.tolist()):
+            if time_s <= 0.0 or time_s < (1.0 - FASTER) * times_s[longest]:
+                raise InputError(
+                    f"the fit gives an iteration of {sizes[i]} {what} {time_s * 1e3:.3g} ms and one of "
+                    f"{sizes[longest]} {times_s[longest] * 1e3:.3g} ms, which cannot be; give the "
+                    "experiment more time with --budget-s, or the engine's machine less else to do"
+                )
+            longest = i if time_s > times_s[longest] else longest
 
 
 def _measured(
