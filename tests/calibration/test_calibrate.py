@@ -9,9 +9,9 @@ from gpusched.calibration import calibrate as module
 from gpusched.calibration.calibrate import Calibrated, Experiment, Settings, calibrate, check_fit
 from gpusched.calibration.facts import Facts
 from gpusched.calibration.fit import OTHERS, Fit, Tables, fit, hats
-from gpusched.calibration.limits import burst, token_budget
+from gpusched.calibration.limits import at_once, burst, token_budget
 from gpusched.calibration.rows import rows_of
-from gpusched.calibration.stage import Stage
+from gpusched.calibration.stage import Answer, Record, Stage
 from gpusched.calibration.validate import Lengths, capacity_rps, predict, trace_of
 from gpusched.errors import InputError
 
@@ -153,8 +153,8 @@ def test_hats_interpolate_and_extend() -> None:
 @pytest.mark.parametrize(
     ("decode_s", "tokens_s", "words"),
     [
-        ((0.01, 0.0), (0.01, 0.03), "2 sequences 0 ms and one of 1 10 ms"),
-        ((0.01, 0.01), (0.03, 0.01), "64 tokens 10 ms and one of 8 30 ms"),
+        ((0.01, 0.0), (0.01, 0.03), "2 sequences takes no time"),
+        ((0.01, 0.01), (0.0, 0.01), "8 tokens takes no time"),
     ],
 )
 def test_times_that_cannot_be_are_refused(decode_s, tokens_s, words) -> None:
@@ -162,3 +162,10 @@ def test_times_that_cannot_be_are_refused(decode_s, tokens_s, words) -> None:
     none = np.zeros((len(values), len(values)))
     with pytest.raises(InputError, match=words):
         check_fit(Fit(Tables((1, 2), (8, 64)), values, none, 0.1, 0.1, 1.0))
+
+
+def test_answers_that_come_in_one_read_count_as_begun() -> None:
+    whole = Answer(16, 8, 0.0, np.array([1.0]), np.array([8]))
+    later = Answer(16, 8, 0.0, np.array([2.0, 2.1]), np.array([4, 8]))
+    beside = Answer(16, 8, 0.0, np.array([0.5, 1.2]), np.array([4, 8]))
+    assert at_once(Record(Stage(3, 16, 8), (whole, later, beside), ())) == 2

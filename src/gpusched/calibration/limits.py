@@ -11,9 +11,10 @@ BURST = 6
 
 
 def at_once(record: Record) -> int:
-    """Return how many of a batch's requests had begun before the first of them ended."""
+    """Return how many of a batch's requests had begun when the first of them ended, that one included:
+    all of its tokens may come in one read."""
     first_end_s = min(float(answer.received_s[-1]) for answer in record.batch)
-    return sum(float(answer.received_s[0]) < first_end_s for answer in record.batch)
+    return sum(float(answer.received_s[0]) <= first_end_s for answer in record.batch)
 
 
 def burst(max_model_len: int) -> Stage:
